@@ -1,0 +1,69 @@
+"""The `data:` section: which token datasets a run reads, in which proportions, in which stages.
+
+Together with each dataset's `manifest.json` this section is the dataset spec: nothing else decides what a sample is.
+"""
+
+import math
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from smol_config import Section, nearest
+
+
+class StageConfig(Section):
+    """A part of the run with its own mixture. Give its length in `steps` or in `tokens`."""
+
+    name: str
+    """Shown in logs and stored with every checkpoint; unique in a run."""
+    steps: PositiveInt | None = None
+    """Length in optimizer steps."""
+    tokens: PositiveInt | None = None
+    """Length in tokens, rounded up to whole steps."""
+    weights: dict[str, float]
+    """Share of the samples by dataset name; normalised, so the sum need not be 1. A weight of 0 leaves the dataset out."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if (self.steps is None) == (self.tokens is None):
+            found.append(f"steps={self.steps} and tokens={self.tokens}: give one of the two")
+        if bad := {name: weight for name, weight in self.weights.items() if not (weight >= 0 and math.isfinite(weight))}:
+            found.append(f"weights {bad} must be finite and not negative; a weight of 0 leaves a dataset out")
+        elif not any(self.weights.values()):
+            found.append(f"weights {self.weights} name no dataset with a share above 0; give at least one")
+        return found
+
+
+class DataConfig(Section):
+    """Datasets, held-out sets and stages."""
+
+    tokenizer: str
+    """Tokenizer folder or Hub name; must be the one in the datasets' manifests."""
+    sequence_length: PositiveInt
+    """Tokens in a window, S: the model sees S tokens and S targets of each."""
+    seed: NonNegativeInt = 0
+    """Seed of the data order; independent of train.seed."""
+    document_mask: bool = True
+    """Attention and positions stop at document borders. False: a window is one document for attention (an ablation);
+    targets that would cross a border are left out of the loss either way, so that losses compare."""
+    datasets: dict[str, str]
+    """Name: folder of a token dataset (shards and manifest.json)."""
+    held_out: dict[str, str] = Field(default_factory=dict)
+    """Name: folder of a token dataset that is only evaluated on."""
+    stages: list[StageConfig] = Field(min_length=1)
+    """In order; the run's length is their sum."""
+    skip_samples: list[tuple[NonNegativeInt, PositiveInt]] = Field(default_factory=list)
+    """Ranges [first, end) of samples never to be trained on, each widened to whole global batches: the way past a loss
+    spike. Ranges that lie behind a resumed run's position must stay as they were."""
+
+    def problems(self) -> list[str]:
+        found = []
+        for index, stage in enumerate(self.stages):
+            for name in stage.weights:
+                if name not in self.datasets:
+                    found.append(f"stages.{index}.weights: {name!r} is not in data.datasets; {nearest(name, self.datasets)}")
+        names = [stage.name for stage in self.stages]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            found.append(f"stages: names {repeated} stand more than once; give every stage its own name")
+        if bad := [span for span in self.skip_samples if span[0] >= span[1]]:
+            found.append(f"skip_samples: {bad} are not ranges [first, end) with first < end")
+        return found
