@@ -89,7 +89,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf8"))
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); make the dataset with `python -m data_tools tokenize`") from error
+        remedy = "make the dataset with `python -m data_tools tokenize`"
+        raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

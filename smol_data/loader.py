@@ -1,0 +1,217 @@
+"""The input pipeline: NVIDIA DALI hands the trainer packed batches, on its device, in the order of smol_data.order.
+
+    order.locate_range -> shards.window -> batch.pack     one background thread of this process, a few batches ahead
+        -> DALI external_source [-> pinned memory -> GPU]  -> PackedBatch of torch tensors
+
+A loader keeps no state but its place: started at step k it gives what a loader that ran from step 0 would give from step k
+on. So a checkpoint stores a step and the data's fingerprint (smol_data.order), and nothing of the loader.
+
+Everything runs in this process: worker processes start slowly, are no faster for token windows, and get in the way of the
+forks that asynchronous checkpoints make. DALI calls its source in the thread that asks for a batch, hence the thread of ours.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+from smol_data.batch import PackedBatch, pack
+from smol_data.config import DataConfig
+from smol_data.manifest import DataError
+from smol_data.order import Order, Segment, batch_at, total_steps
+from smol_data.shards import open_datasets
+
+PREFETCH = 2  # batches ready in DALI and as many ahead of it: hides a slow read, costs 28 bytes a token each
+
+_OUTPUTS = ["tokens", "labels", "loss_mask", "position_ids", "cu_seqlens", "max_seqlen"]
+_ON_HOST = "max_seqlen"  # attention needs it as a Python number: copied to the GPU, reading it would stop the host
+
+
+class TrainLoader(Iterator[PackedBatch[torch.Tensor]]):
+    """This rank's micro-batches, step after step, to the end of the run.
+
+    Of a step with the samples [first, first + B), micro-batch m on data-parallel rank r of R takes the b samples from
+    first + (m*R + r)*b on: the ranks together take the global batch, whatever R and b are.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        segments: Sequence[Segment],
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        start_step: int = 0,
+        vocab_size: int | None = None,
+        prefetch: int = PREFETCH,
+    ) -> None:
+        """Open the datasets that steps from `start_step` on draw from.
+
+        `segments` are the whole run's (order.resolve_segments); `rank` and `world_size` count data-parallel ranks;
+        `vocab_size` is the model's. Raises DataError when a dataset does not open or is of another tokenizer, or a batch size
+        does not divide.
+        """
+        ahead = [segment for segment in segments if segment.end_step > start_step]
+        _check_division(ahead, micro_batch_size, world_size)
+        names = {name for segment in ahead for name, weight in segment.weights.items() if weight > 0}
+        folders = {name: folder for name, folder in data.datasets.items() if name in names}
+        self.datasets = open_datasets(folders, data.sequence_length, data.tokenizer, vocab_size)
+        self.digests = {name: dataset.manifest.digest for name, dataset in self.datasets.items()}
+        """Of the datasets that are open, for order.fingerprint."""
+        self._segments = list(segments)
+        self._order = Order(segments, data.seed, {name: dataset.num_windows for name, dataset in self.datasets.items()})
+        self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
+        self._document_mask = data.document_mask
+        self._feed = _Feed(self._batches(start_step), device, prefetch)
+
+    def micro_batches(self, step: int) -> int:
+        """How many micro-batches this rank gets for a step."""
+        return batch_at(self._segments, step).batch_size // (self._micro_batch_size * self._world_size)
+
+    def __next__(self) -> PackedBatch[torch.Tensor]:
+        return next(self._feed)
+
+    def close(self) -> None:
+        """Stop the thread and free DALI's buffers and the files."""
+        self._feed.close()
+        for dataset in self.datasets.values():
+            dataset.close()
+
+    def _batches(self, start_step: int) -> Iterator[PackedBatch[NDArray]]:
+        for step in range(start_step, total_steps(self._segments)):
+            first = batch_at(self._segments, step).first_sample
+            for number in range(self.micro_batches(step)):
+                mine = first + (number * self._world_size + self._rank) * self._micro_batch_size
+                located = self._order.locate_range(mine, mine + self._micro_batch_size)
+                yield pack([self.datasets[place.dataset].window(place.window) for place in located], self._document_mask)
+
+
+class HeldOutLoader:
+    """The first windows of one held-out dataset, the same at every iteration.
+
+    Micro-batch m on rank r of R takes the b windows from (m*R + r)*b on. Every rank gets the same number of micro-batches;
+    where windows run out, the last one stands in with all its targets masked.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        name: str,
+        windows: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        vocab_size: int | None = None,
+        prefetch: int = PREFETCH,
+    ) -> None:
+        """`name` is one of data.held_out; a dataset of fewer than `windows` windows is taken whole. Raises DataError."""
+        self._dataset = open_datasets({name: data.held_out[name]}, data.sequence_length, data.tokenizer, vocab_size)[name]
+        self.windows = min(windows, self._dataset.num_windows)
+        """Windows over all ranks."""
+        self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
+        self._document_mask = data.document_mask
+        self._device, self._prefetch = device, prefetch
+
+    def __len__(self) -> int:
+        """Micro-batches of each rank."""
+        return -(-self.windows // (self._micro_batch_size * self._world_size))
+
+    def __iter__(self) -> Iterator[PackedBatch[torch.Tensor]]:
+        feed = _Feed(self._batches(), self._device, self._prefetch)
+        try:
+            yield from feed
+        finally:
+            feed.close()
+
+    def close(self) -> None:
+        """Close the dataset's files."""
+        self._dataset.close()
+
+    def _batches(self) -> Iterator[PackedBatch[NDArray]]:
+        for number in range(len(self)):
+            first = (number * self._world_size + self._rank) * self._micro_batch_size
+            indices = range(first, first + self._micro_batch_size)
+            batch = pack([self._dataset.window(min(i, self.windows - 1)) for i in indices], self._document_mask)
+            missing = max(0, min(self._micro_batch_size, indices.stop - self.windows))
+            batch.loss_mask[:, batch.loss_mask.shape[1] - missing * self._dataset.sequence_length :] = 0.0
+            yield batch
+
+
+def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_size: int) -> None:
+    at_once = micro_batch_size * world_size
+    for segment in segments:
+        if segment.batch_size % at_once:
+            raise DataError(
+                f"train.global_batch_size={segment.batch_size} (stage {segment.stage!r}) is not a multiple of "
+                f"train.micro_batch_size={micro_batch_size} x {world_size} data-parallel ranks = {at_once}; change one of them"
+            )
+
+
+class _Feed(Iterator[PackedBatch[torch.Tensor]]):
+    """Batches through DALI to torch tensors on `device`: one row a DALI sample, so that cu_seqlens may differ in length.
+
+    An exception of the source is raised as itself, after the batches before it have been handed out.
+    """
+
+    def __init__(self, batches: Iterator[PackedBatch[NDArray]], device: torch.device, prefetch: int) -> None:
+        self._batches = batches
+        self._fault: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="smol_data")
+        self._pending: deque[Future] = deque(self._thread.submit(next, batches, None) for _ in range(prefetch))
+        self._outputs: DALIGenericIterator | None = DALIGenericIterator(
+            self._pipeline(device, prefetch), _OUTPUTS, prepare_first_batch=False
+        )
+
+    def __next__(self) -> PackedBatch[torch.Tensor]:
+        if self._outputs is None:
+            raise StopIteration
+        try:
+            [out] = next(self._outputs)
+        except StopIteration:
+            if self._fault is None:
+                raise
+            raise self._fault from None
+        return PackedBatch(
+            tokens=out["tokens"],
+            labels=out["labels"],
+            loss_mask=out["loss_mask"],
+            position_ids=out["position_ids"],
+            cu_seqlens=out["cu_seqlens"][0],
+            max_seqlen=int(out["max_seqlen"]),
+        )
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._pending.clear()
+        self._outputs = None  # the last reference to the pipeline, which frees its buffers when it goes
+
+    def _pipeline(self, device: torch.device, prefetch: int) -> Pipeline:
+        on_gpu = device.type == "cuda"
+        device_id = (torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None
+        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=prefetch)
+        with pipeline:
+            outputs = fn.external_source(self._source, num_outputs=len(_OUTPUTS), batch=True)
+            named = zip(_OUTPUTS, outputs, strict=True)
+            pipeline.set_outputs(*(node.gpu() if on_gpu and name != _ON_HOST else node for name, node in named))
+        return pipeline
+
+    def _source(self) -> tuple[NDArray, ...]:
+        """One DALI batch of one sample: each array with a leading dimension of 1. DALI calls it from `__next__`."""
+        try:
+            batch = self._pending.popleft().result()
+        except Exception as fault:
+            # Told to DALI as the end, so that the batches already in its queue still come out before the fault does.
+            self._fault = fault
+            raise StopIteration from fault
+        if batch is None:
+            raise StopIteration
+        self._pending.append(self._thread.submit(next, self._batches, None))
+        host = np.array([[batch.max_seqlen]], dtype=np.int32)
+        return batch.tokens, batch.labels, batch.loss_mask, batch.position_ids, batch.cu_seqlens[None], host
