@@ -1,0 +1,48 @@
+"""Learning rate by step, as a pure function of the `optim:` section. Used by the optimizer (optim.py) and the plan (plan.py).
+
+The convention is nanotron's, which trained SmolLM3: steps count from 1, step s <= warmup_steps runs at
+learning_rate * s / warmup_steps, and a decay that starts after step S reaches its minimum at step S + D. SmolLM3's
+configuration writes the first step of its decay, 4,198,001; S here is 4,198,000.
+
+Imports no torch, so that a dry run starts at once.
+"""
+
+import math
+
+from smol_train.config import OptimConfig, ScheduleConfig
+
+
+def decay_start(schedule: ScheduleConfig, train_steps: int) -> int | None:
+    """The last step at the peak, after which wsd and cosine fall; None where nothing falls continuously."""
+    if schedule.kind == "wsd" and schedule.decay_steps:
+        return train_steps - schedule.decay_steps
+    return schedule.warmup_steps if schedule.kind == "cosine" else None
+
+
+def learning_rate(config: OptimConfig, train_steps: int, step: int) -> float:
+    """Learning rate of optimizer step `step` (the first is 1) in a run of `train_steps`; past the end it stays at the end's."""
+    schedule, peak = config.schedule, config.learning_rate
+    if step < schedule.warmup_steps:
+        return peak * max(step, 0) / schedule.warmup_steps
+    if schedule.kind == "multi_step":
+        passed = sum(step > milestone for milestone in schedule.milestones)
+        return float(peak * schedule.factor**passed)
+    start = decay_start(schedule, train_steps)
+    if start is None or step <= start:
+        return peak
+    progress = min((step - start) / (train_steps - start), 1.0) if train_steps > start else 1.0
+    shape = "cosine" if schedule.kind == "cosine" else schedule.decay_shape
+    return _decayed(shape, peak, schedule.min_learning_rate, progress)
+
+
+def _decayed(shape: str, peak: float, minimum: float, progress: float) -> float:
+    """The rate after `progress`, 0 to 1, of a fall from `peak` to `minimum`."""
+    if shape == "exponential":
+        return float(peak * (minimum / peak) ** progress)
+    # 1-sqrt is Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
+    remaining = {
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "1-sqrt": 1 - math.sqrt(progress),
+    }[shape]
+    return minimum + (peak - minimum) * remaining
