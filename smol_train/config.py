@@ -135,7 +135,7 @@ class LoggingConfig(Section):
     """TensorBoard, metrics.jsonl and the terminal."""
 
     every_steps: PositiveInt = 1
-    """Steps between lines; metrics are means over the steps since the last line where that makes sense."""
+    """Steps between lines; a line holds that step's values, not means. Evaluations are always written."""
     peak_tflops: PositiveFloat | None = None
     """Dense bf16 TFLOP/s of one device, for perf/model_flops_utilization; null: known from the GPU's name, else left out."""
 

@@ -1,0 +1,1 @@
+"""One concern a file; base.py is the whole contract."""

@@ -1,0 +1,88 @@
+"""Pre-training: parse -> build -> fit -> clean up.
+
+    python pretrain_smol.py --config configs/smollm3/pretrain.yaml --dry-run          plan only: no GPU, no data
+    python pretrain_smol.py --config configs/quickstart.yaml                          one process
+    torchrun --nproc-per-node 8 pretrain_smol.py --config C.yaml train.seed=7         one node
+    srun ... python pretrain_smol.py --config C.yaml                                  a cluster, one task a rank
+    python pretrain_smol.py --check-environment                                       what is installed and what for
+
+A run goes on from its newest whole checkpoint. Exit codes: 0 done, 85 start me again (a signal: state is saved), 93 do not
+start me again before the configuration or the data is mended; anything else is a crash.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from smol_config import UserError, load
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        if options.check_environment:
+            from smol_train.environment import check_environment
+
+            return check_environment()
+        if options.dry_run:
+            from smol_train.plan import dry_run
+
+            return dry_run(options.config, options.overrides, as_json=options.json)
+        return train(options.config, options.overrides)
+    except UserError as error:
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
+        return 93
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=(__doc__ or "").partition("\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="C.yaml", help="the run's configuration")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object")
+    parser.add_argument("--check-environment", action="store_true", help="say what is installed and what it will be used for")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.check_environment and not options.config:
+        parser.error("--config is needed (or --check-environment)")
+    return options
+
+
+def quiet_known_warnings() -> None:
+    """Silence what the libraries say at every start and what --check-environment says better."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core.*")
+    warnings.filterwarnings("ignore", message=r".*`torch\.distributed\..*` is deprecated", category=FutureWarning)
+
+
+def train(config_path: str, overrides: Sequence[str]) -> int:
+    """Run the training loop on this rank; returns the exit code."""
+    from smol_train.config import RunConfig
+
+    config = load(RunConfig, config_path, overrides)
+
+    quiet_known_warnings()
+    # Below here torch and Megatron-Core load, which takes seconds; a faulty configuration has already been refused.
+    from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.evaluation import HeldOutEvaluation
+    from smol_train.callbacks.metrics import MetricsWriter
+    from smol_train.callbacks.progress import Progress
+    from smol_train.callbacks.signals import StopOnSignal
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+        logging.getLogger("smol_train").setLevel(logging.INFO if ranks.is_main else logging.WARNING)
+        callbacks = [StopOnSignal(), HeldOutEvaluation(), MetricsWriter(), Progress(), Checkpointing()]
+        return Trainer(config, ranks, callbacks).fit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

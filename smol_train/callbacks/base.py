@@ -1,0 +1,30 @@
+"""The whole contract between the training loop and everything around it.
+
+The trainer calls each hook on every rank, callback by callback in list order. A hook may read the trainer, add to
+`metrics`, and call `trainer.request_stop`; it must not raise for what it can log, and collectives inside it must be
+reached by all ranks.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smol_train.trainer import Trainer
+
+Metrics = dict[str, float]
+"""Scalars of one step by the name under which they are written, such as `train/loss`."""
+
+
+class Callback:
+    """Does nothing; override what a concern needs."""
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        """Before the first step of this process; `trainer.state` is where it starts."""
+
+    def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
+        """After each optimizer step; `trainer.state` counts it already."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """After the last step, also when a stop was requested; not after an exception."""
+
+    def close(self) -> None:
+        """Always, last: free files and processes. No collectives: other ranks may be gone."""

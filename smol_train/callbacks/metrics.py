@@ -1,0 +1,82 @@
+"""Every scalar to metrics.jsonl and TensorBoard, under the same name, with step and tokens. Nothing is scraped from logs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from smol_train.callbacks.base import Callback, Metrics
+
+if TYPE_CHECKING:
+    from smol_train.trainer import Trainer
+
+METRICS_NAME = "metrics.jsonl"
+
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
+"""Dense bf16 TFLOP/s by a part of the GPU's name, from NVIDIA's data sheets (SXM boards, without sparsity)."""
+
+
+class MetricsWriter(Callback):
+    """Writes one line a step on the main rank; steps that are trained again after a resume replace the lost attempt's."""
+
+    def __init__(self) -> None:
+        self.file: TextIO | None = None
+        self.board: SummaryWriter | None = None
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        if not trainer.ranks.is_main:
+            return
+        path = trainer.output_dir / METRICS_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep_until(path, trainer.state.step)
+        self.file = path.open("a", encoding="utf8")
+        self.board = SummaryWriter(str(trainer.output_dir / "tensorboard"), purge_step=trainer.state.step + 1)
+
+    def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
+        """Adds `perf/model_flops_utilization`: ModelConfig.flops_per_token(S) * tokens/s per device / peak FLOP/s."""
+        config = trainer.config
+        if peak := peak_tflops(trainer.ranks.device, config.logging.peak_tflops):
+            flops = config.model.flops_per_token(config.data.sequence_length) * metrics["perf/tokens_per_second_per_device"]
+            metrics["perf/model_flops_utilization"] = flops / (peak * 1e12)
+        if trainer.ranks.device.type == "cuda":
+            metrics["device/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        step = trainer.state.step
+        evaluated = any(name.startswith("eval/") for name in metrics)
+        if self.file and self.board and (step % config.logging.every_steps == 0 or evaluated or step == trainer.total_steps):
+            line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **metrics}
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Cut metrics.jsonl after `step`, dropping a line that a crash left half written."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf8")
+    partial.rename(path)
+
+
+def peak_tflops(device: torch.device, configured: float | None) -> float | None:
+    """Peak of one device: the configured one, else by the GPU's name; None where neither is known."""
+    if configured or device.type != "cuda":
+        return configured
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)

@@ -1,0 +1,291 @@
+"""Save, load, reshard, retention, completeness: the folder `iter_0001000/` and nothing else.
+
+    *.distcp, .metadata, metadata.json, common.pt    Megatron-Core torch_dist: every tensor under its global name
+    run.yaml                                         the resolved configuration
+    state.json                                       step, samples, tokens, data fingerprint, layout, versions
+    COMPLETE                                         the marker, written last; a folder without it does not exist
+
+Every rank writes its share (fully parallel strategies). The optimizer's state is stored in one of two forms:
+
+    dp_reshardable       cheap: no communication; loads on any data-parallel size, the same TP and PP
+    fully_reshardable    gathered over the data-parallel ranks first; loads on any layout
+
+Periodic saves of bf16 runs take the first, saves at a stage's end, on a signal, on request and at the end the second.
+fp32 runs always take the second: Megatron-Core 0.16.1 cannot load the first into fp32 parameters.
+"""
+
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy, get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from smol_config import UserError, load_mapping, parse, to_yaml
+from smol_model.config import ModelConfig
+from smol_model.spec import SmolGPT
+from smol_train.config import RunConfig
+from smol_train.model import gathered_parameters, unwrap
+from smol_train.optim import METADATA
+
+MARKER = "COMPLETE"
+OptimizerForm = Literal["dp_reshardable", "fully_reshardable"]
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete or does not fit the run."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """How far a run is; stored as state.json."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    """Position in the data order: the next sample to be trained on."""
+    tokens: int = 0
+    """Tokens trained on."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fingerprint of the data consumed so far (smol_data.order)."""
+    optimizer: OptimizerForm | None = None
+    """Form of the optimizer's state; None: weights only."""
+    layout: dict[str, int] = field(default_factory=dict)
+    """tensor, pipeline, context and data-parallel sizes that saved."""
+    reason: str = ""
+    """Why this checkpoint was saved."""
+    rng: str = "none: nothing random happens after initialisation, and the data order is a function of the sample number"
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+# --- which checkpoints there are -------------------------------------------------------------------------------------------
+
+
+def folder_name(step: int) -> str:
+    return f"iter_{step:07d}"
+
+
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run's folder, oldest first."""
+    found = [path for path in run.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MARKER).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("iter_")))
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that a CHECKPOINT argument means: itself, or the newest whole one of a run's folder."""
+    path = Path(path)
+    if (path / MARKER).is_file():
+        return path
+    if whole := whole_checkpoints(path):
+        return whole[-1]
+    if (path / "metadata.json").exists() or path.name.startswith("iter_"):
+        raise CheckpointError(f"checkpoint {path} has no {MARKER} marker, so its save did not finish; use an earlier one")
+    raise CheckpointError(f"no whole checkpoint in {path}; give an iter_* folder or a run's folder that holds one")
+
+
+def remove_old(run: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
+    """Delete all but the newest `keep_last` whole checkpoints and the milestones; returns what was deleted.
+
+    The marker goes first, so that an interrupted deletion leaves no folder that looks whole.
+    """
+    removed = []
+    for path in whole_checkpoints(run)[:-keep_last]:
+        if keep_every_steps and int(path.name.removeprefix("iter_")) % keep_every_steps == 0:
+            continue
+        (path / MARKER).unlink()
+        shutil.rmtree(path)
+        removed.append(path)
+    return removed
+
+
+# --- reading without a model -----------------------------------------------------------------------------------------------
+
+
+def read_run_mapping(folder: Path) -> dict[str, Any]:
+    """The resolved configuration stored with a checkpoint, as a mapping; one from from-hf holds only what it knows."""
+    return load_mapping(folder / "run.yaml", keep_unset=True)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The architecture stored with a checkpoint."""
+    return parse(ModelConfig, read_run_mapping(folder).get("model", {}), source=str(folder / "run.yaml"), at="model")
+
+
+def read_state(folder: Path) -> TrainState:
+    """How far the run was that saved this checkpoint."""
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf8")))
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    run: Path,
+    config: RunConfig,
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    state: TrainState,
+    form: OptimizerForm,
+    schedule: Callable[[AsyncRequest], None] | None = None,
+) -> Path:
+    """Save `run/iter_N`; called on all ranks. With `schedule` the files are written in the background, by the request that
+    it is given, and the marker follows when the request is finalised. Returns the folder."""
+    state = _stamped(state, form, config)
+    metadata = _metadata(form)
+    with gathered_parameters(model):
+        weights = unwrap(model).sharded_state_dict(metadata=metadata)
+        tensors = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=metadata)}
+        return _write(run / folder_name(state.step), tensors, state, to_yaml(config), form, schedule)
+
+
+def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any]) -> Path:
+    """Save weights that no trainer made (from-hf), at `folder`; called in a started process group."""
+    state = TrainState(reason="converted weights", versions=_versions())
+    return _write(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None, None)
+
+
+def _write(
+    folder: Path,
+    tensors: dict[str, Any],
+    state: TrainState,
+    run_yaml: str,
+    form: OptimizerForm | None,
+    schedule: Callable[[AsyncRequest], None] | None,
+) -> Path:
+    is_main = torch.distributed.get_rank() == 0
+    if is_main:
+        if folder.exists():  # an attempt that did not finish, or one that a resumed run replaces
+            (folder / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    torch.distributed.barrier()
+    request = dist_checkpointing.save(
+        tensors,
+        str(folder),
+        FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _replicas()),
+        async_sharded_save=schedule is not None,
+        content_metadata={"distrib_optim_sharding_type": form, **METADATA},
+    )
+    if is_main:
+        (folder / "run.yaml").write_text(run_yaml, encoding="utf8")
+        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf8")
+
+    def mark() -> None:
+        if is_main:
+            partial = folder / f"{MARKER}.partial"
+            partial.write_text(f"{state.step}\n", encoding="utf8")
+            partial.rename(folder / MARKER)
+        torch.distributed.barrier()
+
+    if schedule is None:
+        mark()
+    else:
+        request.finalize_fns.append(mark)
+        schedule(request)
+    return folder
+
+
+def _stamped(state: TrainState, form: OptimizerForm, config: RunConfig) -> TrainState:
+    parallel = config.parallel
+    layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    layout["data"] = parallel_state.get_data_parallel_world_size()
+    return TrainState(**{**asdict(state), "optimizer": form, "layout": layout, "versions": _versions()})
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "megatron-core")}
+
+
+def _metadata(form: OptimizerForm | None) -> dict[str, Any]:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return {**METADATA, "dp_cp_group": group, "distrib_optim_sharding_type": form, "chained_optim_avoid_prefix": True}
+
+
+def _replicas() -> torch.distributed.ProcessGroup:
+    """The ranks that hold the same weights and share the work of writing and reading them."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------------
+
+
+def load(
+    folder: Path, config: RunConfig, model: DistributedDataParallel, optimizer: MegatronOptimizer, with_optimizer: bool
+) -> TrainState:
+    """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit."""
+    state = read_state(folder)
+    _check_architecture(folder, config.model)
+    if with_optimizer:
+        _check_optimizer(folder, state, config)
+    metadata = _metadata(state.optimizer if with_optimizer else None)
+    weights = unwrap(model).sharded_state_dict(metadata=metadata)
+    wanted: dict[str, Any] = {"model": weights}
+    if with_optimizer:
+        wanted["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=True, metadata=metadata)
+    loaded = _read(folder, wanted)
+    unwrap(model).load_state_dict(loaded["model"])
+    # What was asked for decides, not what came: without tensors asked for, the optimizer's entry holds only its settings.
+    if with_optimizer:
+        optimizer.load_state_dict(loaded["optimizer"])
+    else:
+        optimizer.reload_model_params()
+    return state
+
+
+def load_weights(folder: Path, network: SmolGPT) -> None:
+    """Load a checkpoint's weights into a network without wrappers, as conversion and verification do."""
+    _check_architecture(folder, None)
+    loaded = _read(folder, {"model": network.sharded_state_dict(metadata=_metadata(None))})
+    network.load_state_dict(loaded["model"])
+
+
+def _read(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), _replicas())
+    try:
+        return dist_checkpointing.load(wanted, str(folder), strategy)
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise CheckpointError(f"checkpoint {folder} does not hold what this run needs: {error}") from error
+
+
+_MAY_CHANGE = {"rope_theta", "z_loss", "init_std"}
+"""Settings of the architecture that a later run may change: they decide no tensor."""
+
+
+def _check_architecture(folder: Path, model: ModelConfig | None) -> None:
+    if not (folder / MARKER).is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {MARKER} marker, so its save did not finish; use an earlier one")
+    if model is None:
+        return
+    stored, now = read_model_config(folder).model_dump(), model.model_dump()
+    differing = [name for name in now if stored[name] != now[name] and name not in _MAY_CHANGE]
+    if differing:
+        listed = "; ".join(f"model.{name}: checkpoint {stored[name]}, config {now[name]}" for name in differing)
+        raise CheckpointError(f"checkpoint {folder} holds another architecture ({listed}); correct the config or start a new run")
+
+
+def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None:
+    if state.optimizer is None:
+        raise CheckpointError(f"checkpoint {folder} holds weights only; set start_from.optimizer=false")
+    same_layout = (state.layout["tensor"], state.layout["pipeline"]) == (config.parallel.tensor, config.parallel.pipeline)
+    if state.optimizer == "dp_reshardable" and not same_layout:
+        raise CheckpointError(
+            f"checkpoint {folder} is a periodic save of parallel.tensor={state.layout['tensor']}, "
+            f"parallel.pipeline={state.layout['pipeline']}, whose optimizer state does not load on "
+            f"tensor={config.parallel.tensor}, pipeline={config.parallel.pipeline}; resume on the old layout and stop it with a "
+            f"signal, which saves a checkpoint for any layout, or take over weights only with start_from.optimizer=false"
+        )

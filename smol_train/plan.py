@@ -1,0 +1,270 @@
+"""What a run will be, before anything runs: parameters, FLOPs, steps, rates, memory, checkpoints, hours.
+
+    python -m smol_train.plan --config configs/smollm3/pretrain.yaml --gpus 384
+    python -m smol_train.plan --config C.yaml --mfu 0.4 --peak-tflops 989 train.micro_batch_size=4
+    python pretrain_smol.py --config C.yaml --dry-run [--json]      the same behind the resolved configuration
+
+Everything follows from the configuration by arithmetic (model/config.py, schedule.py, memory.py): no data, no GPU, and
+neither torch nor Megatron-Core is imported. Hours rest on an assumed utilisation, which the output states.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from smol_config import ConfigError, Section, UserError, load, to_yaml, unset_variables
+from smol_train import plan_text
+from smol_train.config import RunConfig
+from smol_train.memory import PRECISIONS, CheckpointCost, DeviceMemory, checkpoint_cost, device_memory
+from smol_train.schedule import decay_start, learning_rate
+
+DEFAULT_MFU = 0.30
+"""Model FLOPs utilisation; SmolLM3 reached about this on 384 H100s."""
+DEFAULT_PEAK_TFLOPS = 989.0
+"""Dense bf16 of one H100 SXM."""
+
+FLOPS_FORMULAS = {
+    "flops_per_token": "6 x weights of the matrix products + 12 x layers x heads x head_dim x sequence_length",
+    "flops_per_token_6nd": "6 x parameters (attention's scores left out)",
+}
+
+
+class ParameterParts(Section):
+    """Where the parameters are."""
+
+    embedding: int
+    head: int
+    """0 when it is tied to the embedding."""
+    layer: int
+    """One layer, its norms included."""
+    attention: int
+    """Of one layer."""
+    mlp: int
+    """Of one layer."""
+
+
+class StagePlan(Section):
+    """One stage of the data."""
+
+    name: str
+    steps: int
+    tokens: int
+    first_step: int
+    last_step: int
+    datasets: int
+    """With a weight above 0."""
+
+
+class Landmark(Section):
+    """The learning rate of one step."""
+
+    name: str
+    step: int
+    learning_rate: float
+
+
+class Plan(Section):
+    """All of it, as it goes to JSON. Bytes are bytes, durations are in the name."""
+
+    parameters: int
+    parameters_by_part: ParameterParts
+    flops_per_token: int
+    """Forward and backward, attention counted at the training length."""
+    flops_per_token_6nd: int
+    flops_formulas: dict[str, str]
+    tokens_per_step: int
+    train_steps: int
+    train_tokens: int
+    stages: list[StagePlan]
+    schedule: list[Landmark]
+    gpus: int
+    data_parallel: int
+    micro_batches_per_step: int
+    """Of one rank: gradient accumulation."""
+    memory: dict[str, DeviceMemory]
+    """By precision; the run's own is train.precision."""
+    checkpoint: CheckpointCost
+    kv_cache_bytes_per_token: int
+    """bf16, all layers."""
+    kv_cache_bytes_per_window: int
+    """At the training length."""
+    mfu: float
+    """Assumed."""
+    peak_tflops: float
+    """Assumed, of one device."""
+    tokens_per_second_per_gpu: float
+    tokens_per_second: float
+    seconds_per_step: float
+    hours: float
+    days: float
+    gpu_hours: float
+    config: dict[str, Any]
+
+
+def plan(config: RunConfig, gpus: int | None = None, mfu: float = DEFAULT_MFU, peak_tflops: float | None = None) -> Plan:
+    """The plan of `config` on `gpus` devices; None: as many as give every rank one micro-batch a step.
+
+    `peak_tflops` falls back to logging.peak_tflops, then to an H100's. Raises ConfigError where the batch does not fit.
+    """
+    peak = peak_tflops or config.logging.peak_tflops or DEFAULT_PEAK_TFLOPS
+    if not 0 < mfu <= 1 or peak < 0:
+        raise ConfigError(f"mfu={mfu} and peak_tflops={peak}: the first must lie above 0 and at most at 1, the second above 0")
+    gpus, data_parallel = _devices(config, gpus)
+    model, length = config.model, config.data.sequence_length
+    memory = {precision: device_memory(config, precision, data_parallel) for precision in PRECISIONS}
+    flops = model.flops_per_token(length)
+    per_gpu = peak * 1e12 * mfu / flops
+    tokens = config.train_steps * config.tokens_per_step
+    hours = tokens / (per_gpu * gpus) / 3600
+    return Plan(
+        parameters=model.parameters,
+        parameters_by_part=ParameterParts(
+            embedding=model.embedding_parameters,
+            head=0 if model.tie_embeddings else model.embedding_parameters,
+            layer=model.layer_parameters,
+            attention=model.attention_parameters,
+            mlp=model.mlp_parameters,
+        ),
+        flops_per_token=flops,
+        flops_per_token_6nd=model.flops_per_token_6nd,
+        flops_formulas=FLOPS_FORMULAS,
+        tokens_per_step=config.tokens_per_step,
+        train_steps=config.train_steps,
+        train_tokens=tokens,
+        stages=_stages(config),
+        schedule=_landmarks(config),
+        gpus=gpus,
+        data_parallel=data_parallel,
+        micro_batches_per_step=config.train.global_batch_size // (config.train.micro_batch_size * data_parallel),
+        memory=dict(memory),
+        checkpoint=checkpoint_cost(config, memory[config.train.precision].parameters),
+        kv_cache_bytes_per_token=model.kv_cache_bytes_per_token(),
+        kv_cache_bytes_per_window=model.kv_cache_bytes_per_token() * length,
+        mfu=mfu,
+        peak_tflops=peak,
+        tokens_per_second_per_gpu=per_gpu,
+        tokens_per_second=per_gpu * gpus,
+        seconds_per_step=config.tokens_per_step / (per_gpu * gpus),
+        hours=hours,
+        days=hours / 24,
+        gpu_hours=hours * gpus,
+        config=config.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
+    """Number of devices and copies of the model on them."""
+    ranks, train = config.parallel.model_ranks, config.train
+    rows = train.global_batch_size // train.micro_batch_size
+    if gpus is None:
+        return ranks * rows, rows
+    if gpus < 1 or gpus % ranks:
+        raise ConfigError(
+            f"gpus={gpus} is not a multiple of the {ranks} that hold one copy of the model (parallel.tensor="
+            f"{config.parallel.tensor} x pipeline={config.parallel.pipeline} x context={config.parallel.context}); "
+            f"give {max(gpus // ranks, 1) * ranks}, or change parallel"
+        )
+    copies = gpus // ranks
+    if rows % copies:
+        fits = max(divisor for divisor in range(1, copies) if rows % divisor == 0)
+        raise ConfigError(
+            f"gpus={gpus} make {copies} copies of the model, which do not share train.global_batch_size={train.global_batch_size} "
+            f"in rows of train.micro_batch_size={train.micro_batch_size} evenly; {fits * ranks} GPUs do, or change the batch"
+        )
+    return gpus, copies
+
+
+def _stages(config: RunConfig) -> list[StagePlan]:
+    stages, done = [], 0
+    for stage, steps in zip(config.data.stages, config.stage_steps, strict=True):
+        stages.append(
+            StagePlan(
+                name=stage.name,
+                steps=steps,
+                tokens=steps * config.tokens_per_step,
+                first_step=done + 1,
+                last_step=done + steps,
+                datasets=sum(weight > 0 for weight in stage.weights.values()),
+            )
+        )
+        done += steps
+    return stages
+
+
+def _landmarks(config: RunConfig) -> list[Landmark]:
+    """The rate where the schedule bends, by step."""
+    schedule, end = config.optim.schedule, config.train_steps
+    steps = {"first step": 1, "end": end}
+    if schedule.warmup_steps:
+        steps["warm-up end"] = schedule.warmup_steps
+    if (start := decay_start(schedule, end)) is not None and start < end:
+        steps["last step at the peak"] = max(start, 1)
+        steps["decay start"] = start + 1
+    for milestone in schedule.milestones:
+        steps[f"after milestone {milestone}"] = milestone + 1
+    return [
+        Landmark(name=name, step=step, learning_rate=learning_rate(config.optim, end, step))
+        for name, step in sorted(steps.items(), key=lambda item: item[1])
+    ]
+
+
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+
+def dry_run(config_path: str, overrides: Sequence[str] = (), as_json: bool = False) -> int:
+    """Print the resolved configuration and the plan, or both as one JSON object; 0, or UserError for a bad configuration.
+
+    Environment variables that are not set stay as written, so that a plan can be made anywhere; stderr names them.
+    """
+    return _show(config_path, overrides, as_json, with_config=True)
+
+
+def _show(
+    path: str,
+    overrides: Sequence[str],
+    as_json: bool,
+    with_config: bool,
+    gpus: int | None = None,
+    mfu: float = DEFAULT_MFU,
+    peak_tflops: float | None = None,
+) -> int:
+    config = load(RunConfig, path, overrides, keep_unset=True)
+    result = plan(config, gpus, mfu, peak_tflops)
+    if unset := unset_variables(path, overrides):
+        print(f"note: not set in the environment and left as written: {', '.join(unset)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json"), indent=2))
+        return 0
+    if with_config:
+        print(f"# {path}, resolved\n{to_yaml(config)}")
+    print(plan_text.render(result, gpus_given=gpus is not None))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    description, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m smol_train.plan",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="C.yaml", help="the run's configuration")
+    parser.add_argument("--gpus", type=int, help="devices; default: one micro-batch a step for each rank")
+    parser.add_argument("--mfu", type=float, default=DEFAULT_MFU, help="assumed model FLOPs utilisation (default %(default)s)")
+    parser.add_argument("--peak-tflops", type=float, help="of one device; default logging.peak_tflops, then 989 (H100, dense bf16)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        return _show(options.config, options.overrides, options.json, False, options.gpus, options.mfu, options.peak_tflops)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The loop and its state; nothing here about logging, saving, signals or evaluation: those are callbacks.
+
+    RunConfig -> model, optimizer, data order -> (resume | start_from | fresh) -> step, step, step -> exit code
+
+One step: set the learning rate, run Megatron-Core's pipeline schedule over this rank's micro-batches, let the distributed
+optimizer clip and update, and reduce three numbers over all ranks: loss, targets and whether anyone wants to stop.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from smol_config import ConfigError
+from smol_data.batch import PackedBatch
+from smol_data.loader import TrainLoader
+from smol_data.order import check_fingerprint, fingerprint, history_of
+from smol_data.schedule import Segment, batch_at, resolve_segments, total_steps
+from smol_train import checkpoint
+from smol_train.callbacks.base import Callback, Metrics
+from smol_train.checkpoint import TrainState
+from smol_train.config import RunConfig, StartFromConfig
+from smol_train.model import build_training_model
+from smol_train.optim import build_optimizer, set_learning_rate
+from smol_train.parallel import Ranks
+from smol_train.schedule import learning_rate
+from smol_train.step import forward_step
+
+logger = logging.getLogger(__name__)
+
+DONE, REQUEUE, REFUSED = 0, 85, 93
+"""Exit codes: the run is complete; start it again; do not start it again before something is mended."""
+
+
+class Trainer:
+    """One run on this rank, from its newest checkpoint to its end."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> None:
+        self.config, self.ranks, self.callbacks = config, ranks, callbacks
+        self.output_dir = Path(config.train.output_dir)
+        self._check_batch()
+        self.model = build_training_model(config)
+        self.optimizer = build_optimizer(config, self.model)
+        self.state, history = self._restore()
+        data = config.data
+        self.segments = resolve_segments(
+            data.stages, data.sequence_length, config.train.global_batch_size, data.skip_samples, history
+        )
+        self.total_steps = total_steps(self.segments)
+        self.loader = TrainLoader(
+            data,
+            self.segments,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.data_parallel_rank,
+            world_size=ranks.data_parallel_size,
+            device=ranks.device,
+            start_step=self.state.step,
+            vocab_size=config.model.vocab_size,
+        )
+        self._check_data()
+        self.batches = _TimedIterator(self.loader)
+        self.exit_code = DONE
+
+    def fit(self) -> int:
+        """Train to the end, or until a stop is requested; returns the process's exit code."""
+        try:
+            self._tell("on_fit_start", self)
+            while self.state.step < self.total_steps and self.exit_code == DONE:
+                metrics = self._train_step()
+                self._tell("on_step_end", self, metrics)
+            self._tell("on_fit_end", self)
+        finally:
+            self._tell("close")
+            self.loader.close()
+        return self.exit_code
+
+    def request_stop(self, code: int) -> None:
+        """Stop after the coming step, on all ranks, with this exit code; any one rank may ask."""
+        self._wanted_code = code
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage of the last step done."""
+        return batch_at(self.segments, max(self.state.step - 1, 0)).stage
+
+    @property
+    def at_stage_end(self) -> bool:
+        """Whether the last step done was the last of its stage."""
+        return self.state.step == self.total_steps or batch_at(self.segments, self.state.step).stage != self.stage
+
+    def snapshot(self, reason: str) -> TrainState:
+        """The state to store with a checkpoint, with the fingerprint of the data consumed so far."""
+        return replace(self.state, reason=reason, data=self._fingerprint())
+
+    # --- one step ------------------------------------------------------------------------------------------------------------
+
+    _wanted_code = DONE
+
+    def _train_step(self) -> Metrics:
+        started = time.perf_counter()
+        self.batches.seconds = 0.0
+        batch = batch_at(self.segments, self.state.step)
+        rate = learning_rate(self.config.optim, self.total_steps, self.state.step + 1)
+        set_learning_rate(self.optimizer, rate)
+        self.model.train()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        reports = self.forward_backward(self.batches, self._micro_batches(batch.batch_size), forward_only=False)
+        self._synchronize()
+        passed = time.perf_counter()
+        _, grad_norm, _ = self.optimizer.step()
+        loss, targets = self._reduce(reports)
+        ended = time.perf_counter()
+
+        tokens = batch.batch_size * self.config.data.sequence_length
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            samples=batch.first_sample + batch.batch_size,
+            tokens=self.state.tokens + tokens,
+        )
+        return {
+            "train/loss": loss,
+            "train/grad_norm": float(grad_norm),
+            "train/learning_rate": rate,
+            "train/global_batch_size": batch.batch_size,
+            "train/targets": targets,
+            "perf/step_seconds": ended - started,
+            "perf/forward_backward_seconds": passed - started - self.batches.seconds,
+            "perf/optimizer_seconds": ended - passed,
+            "perf/data_wait_seconds": self.batches.seconds,
+            "perf/data_wait_share": self.batches.seconds / (ended - started),
+            "perf/tokens_per_second": tokens / (ended - started),
+            "perf/tokens_per_second_per_device": tokens / (ended - started) / self.ranks.world_size,
+        }
+
+    def forward_backward(self, batches: Iterator[PackedBatch], micro_batches: int, forward_only: bool) -> list[Any]:
+        """Megatron-Core's schedule over this rank's micro-batches; the last stage gets each one's loss sum and targets."""
+        reports: list[Any] = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=batches,
+            model=[self.model],
+            num_microbatches=micro_batches,
+            # A micro-batch of b windows is one packed row, so the pipeline's messages are [b * S, 1, hidden].
+            seq_length=self.config.train.micro_batch_size * self.config.data.sequence_length,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        return reports
+
+    def sum_over_ranks(self, reports: list[Any], wanted_code: int = DONE) -> tuple[float, float, int]:
+        """(loss sum, targets, highest exit code wanted) over all ranks, known to all ranks after one collective.
+
+        Only last stages have reports; tensor-parallel ranks repeat each other's and are counted once.
+        """
+        world = torch.zeros(self.ranks.world_size, 3, dtype=torch.float64, device=self.ranks.device)
+        mine = world[self.ranks.rank]
+        if reports:
+            mine[:2] = torch.stack([report["loss_and_targets"] for report in reports]).double().sum(0) / self.config.parallel.tensor
+        mine[2] = wanted_code
+        torch.distributed.all_reduce(world)
+        total, targets = world[:, :2].sum(0).tolist()
+        return total, targets, int(world[:, 2].max())
+
+    def _reduce(self, reports: list[Any]) -> tuple[float, float]:
+        total, targets, code = self.sum_over_ranks(reports, self._wanted_code)
+        self.exit_code = code
+        return total / max(targets, 1.0), targets
+
+    def _micro_batches(self, batch_size: int) -> int:
+        return batch_size // (self.config.train.micro_batch_size * self.ranks.data_parallel_size)
+
+    def _synchronize(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(*arguments)
+
+    # --- where the run starts ------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> tuple[TrainState, list[Segment]]:
+        """The state to go on from, and the data consumed so far."""
+        if whole := checkpoint.whole_checkpoints(self.output_dir):
+            state = self._load(whole[-1], with_optimizer=True)
+            logger.info("resumed from %s: step %d", whole[-1], state.step)
+        elif self.config.start_from:
+            state = self._start_from(self.config.start_from)
+        else:
+            state = TrainState()
+        return state, history_of(state.data) if state.data else []
+
+    def _start_from(self, start: StartFromConfig) -> TrainState:
+        folder = checkpoint.find(start.checkpoint)
+        state = self._load(folder, with_optimizer=start.optimizer)
+        logger.info(
+            "started from %s: weights%s%s",
+            folder,
+            ", optimizer" if start.optimizer else "",
+            f", data position (step {state.step})" if start.data_position else "",
+        )
+        return state if start.data_position else TrainState()
+
+    def _load(self, folder: Path, with_optimizer: bool) -> TrainState:
+        return checkpoint.load(folder, self.config, self.model, self.optimizer, with_optimizer)
+
+    def _check_batch(self) -> None:
+        train, size = self.config.train, self.ranks.data_parallel_size
+        if train.global_batch_size % (train.micro_batch_size * size):
+            raise ConfigError(
+                f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
+                f"{train.micro_batch_size} x {size} data-parallel ranks; change one of them or the number of processes"
+            )
+
+    def _check_data(self) -> None:
+        if self.state.data:
+            for line in check_fingerprint(self.state.data, self._fingerprint()):
+                logger.info("data changed since the checkpoint: %s", line)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Datasets that earlier stages used up are not open any more; their digests come from the checkpoint."""
+        digests = {**self.state.data.get("manifests", {}), **self.loader.digests}
+        return fingerprint(self.segments, self.state.step, self.config.data.seed, self.config.data.sequence_length, digests)
+
+
+class _TimedIterator:
+    """An iterator that adds up how long it was waited for."""
+
+    def __init__(self, inner: Iterator[PackedBatch]) -> None:
+        self.inner, self.seconds = inner, 0.0
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        started = time.perf_counter()
+        batch = next(self.inner)
+        self.seconds += time.perf_counter() - started
+        return batch
