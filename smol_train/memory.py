@@ -95,8 +95,10 @@ def _stage_memory(config: RunConfig, precision: Precision, data_parallel: int, s
     row = config.train.micro_batch_size * config.data.sequence_length // parallel.context
     micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * data_parallel)
     in_flight = min(parallel.pipeline - stage, micro_batches)
-    per_token = model.num_layers // parallel.pipeline * layer_activation_bytes(
-        model, parallel.tensor, parallel.sequence, size.activation
+    per_token = (
+        model.num_layers
+        // parallel.pipeline
+        * layer_activation_bytes(model, parallel.tensor, parallel.sequence, size.activation)
     )
     if last:  # input and output of the final norm
         per_token += 2 * model.hidden_size * size.activation // (parallel.tensor if parallel.sequence else 1)

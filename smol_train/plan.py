@@ -108,12 +108,12 @@ def plan(config: RunConfig, gpus: int | None = None, mfu: float = DEFAULT_MFU, p
 
     `peak_tflops` falls back to logging.peak_tflops, then to an H100's. Raises ConfigError where the batch does not fit.
     """
-    peak = peak_tflops or config.logging.peak_tflops or DEFAULT_PEAK_TFLOPS
-    if not 0 < mfu <= 1 or peak < 0:
+    peak = peak_tflops if peak_tflops is not None else config.logging.peak_tflops or DEFAULT_PEAK_TFLOPS
+    if not 0 < mfu <= 1 or peak <= 0:
         raise ConfigError(f"mfu={mfu} and peak_tflops={peak}: the first must lie above 0 and at most at 1, the second above 0")
     gpus, data_parallel = _devices(config, gpus)
     model, length = config.model, config.data.sequence_length
-    memory = {precision: device_memory(config, precision, data_parallel) for precision in PRECISIONS}
+    memory: dict[str, DeviceMemory] = {name: device_memory(config, name, data_parallel) for name in PRECISIONS}
     flops = model.flops_per_token(length)
     per_gpu = peak * 1e12 * mfu / flops
     tokens = config.train_steps * config.tokens_per_step
@@ -138,7 +138,7 @@ def plan(config: RunConfig, gpus: int | None = None, mfu: float = DEFAULT_MFU, p
         gpus=gpus,
         data_parallel=data_parallel,
         micro_batches_per_step=config.train.global_batch_size // (config.train.micro_batch_size * data_parallel),
-        memory=dict(memory),
+        memory=memory,
         checkpoint=checkpoint_cost(config, memory[config.train.precision].parameters),
         kv_cache_bytes_per_token=model.kv_cache_bytes_per_token(),
         kv_cache_bytes_per_window=model.kv_cache_bytes_per_token() * length,
@@ -170,8 +170,8 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
     if rows % copies:
         fits = max(divisor for divisor in range(1, copies) if rows % divisor == 0)
         raise ConfigError(
-            f"gpus={gpus} make {copies} copies of the model, which do not share train.global_batch_size={train.global_batch_size} "
-            f"in rows of train.micro_batch_size={train.micro_batch_size} evenly; {fits * ranks} GPUs do, or change the batch"
+            f"gpus={gpus} make {copies} copies of the model, among which train.global_batch_size={train.global_batch_size} in rows "
+            f"of train.micro_batch_size={train.micro_batch_size} does not divide evenly; give {fits * ranks}, or change the batch"
         )
     return gpus, copies
 
@@ -255,7 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="C.yaml", help="the run's configuration")
     parser.add_argument("--gpus", type=int, help="devices; default: one micro-batch a step for each rank")
     parser.add_argument("--mfu", type=float, default=DEFAULT_MFU, help="assumed model FLOPs utilisation (default %(default)s)")
-    parser.add_argument("--peak-tflops", type=float, help="of one device; default logging.peak_tflops, then 989 (H100, dense bf16)")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of one device; default logging.peak_tflops, then 989 (H100, dense bf16)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     options = parser.parse_intermixed_args(arguments)
