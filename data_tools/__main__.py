@@ -1,0 +1,45 @@
+"""Entry of `python -m data_tools`: one subcommand per module, the same exit codes for all.
+
+Each module listed here has `add_parser(subparsers)`, which sets `run`: the function that takes the parsed arguments. The
+modules import datatrove, tokenizers and the like inside their functions, so that --help answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_tools import corpus, tokenize_text, train_tokenizer
+from smol_config import UserError
+
+COMMANDS = (corpus, train_tokenizer, tokenize_text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools",
+        description="Text to token datasets: gather text, train a tokenizer, write token shards with their manifest.",
+        epilog="example: python -m data_tools corpus runs/corpus && python -m data_tools COMMAND --help",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":  # worker processes import this module again and must not start the command again
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""How the commands talk: a progress bar on a terminal, plain lines elsewhere, and arguments checked with clear sentences.
+
+Used by every command of data_tools. Progress goes to stderr, results go to stdout.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+
+class Progress:
+    """Counts work done. On a terminal a bar; elsewhere a line at most every `every` seconds, fit for log files.
+
+    `total` None means that the amount of work is not known beforehand.
+    """
+
+    def __init__(self, label: str, unit: str, total: int | None = None, every: float = 15.0) -> None:
+        self.label, self.unit, self.total, self.every = label, unit, total, every
+        self.done = 0
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=True)
+        self._started = self._spoke = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """Add `count` units of work."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._spoke >= self.every:
+            self._spoke = time.monotonic()
+            of_total = "" if self.total is None else f" of {self.total:,}"
+            seconds = time.monotonic() - self._started
+            print(f"{self.label}: {self.done:,}{of_total} {self.unit}, {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def whole_number(at_least: int) -> Callable[[str], int]:
+    """An argparse type: an integer not below `at_least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < at_least:
+            raise argparse.ArgumentTypeError(f"{value} is too small; give {at_least} or more")
+        return value
+
+    return parse
+
+
+def add_command(subparsers: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand's parser whose help ends with an example. `subparsers` is what ArgumentParser.add_subparsers returns."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
