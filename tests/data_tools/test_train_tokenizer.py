@@ -1,0 +1,98 @@
+"""`train-tokenizer`: lossless, deterministic, exactly as many ids as asked, and loadable by transformers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from document_files import Tool, contents, write_documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from data_tools.train_tokenizer import DIGITS, SPECIAL_TOKENS, train
+
+
+def trained(digits: str) -> Tokenizer:
+    """A tokenizer of text in which every number is frequent enough to be merged, were it not split."""
+    texts = ["1234567"] * 1000 + ["words enough to give the other merges, whatever becomes of numbers"]
+    return train(texts, vocab_size=280, digits=digits, special_tokens=list(SPECIAL_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def by_digits() -> dict[str, Tokenizer]:
+    return {digits: trained(digits) for digits in DIGITS}
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@settings(max_examples=150, deadline=None)
+def test_any_text_survives_encoding_and_decoding(by_digits: dict[str, Tokenizer], text: str) -> None:
+    for tokenizer in by_digits.values():
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize(
+    ("digits", "pieces"),
+    [("single", ["1", "2", "3", "4", "5", "6", "7"]), ("triples", ["123", "456", "7"]), ("keep", ["1234567"])],
+)
+def test_numbers_are_cut_as_asked(by_digits: dict[str, Tokenizer], digits: str, pieces: list[str]) -> None:
+    assert by_digits[digits].encode("1234567").tokens == pieces
+
+
+def test_transformers_loads_it_with_eos_padding_and_lossless_decoding(tokenizer: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(str(tokenizer))
+    assert len(loaded) == 2000
+    assert (loaded.eos_token, loaded.eos_token_id) == ("<|end_of_text|>", 0)
+    assert (loaded.pad_token, loaded.pad_token_id) == ("<|pad|>", 1)
+    assert loaded.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3]
+    text = "def f(x) :\r\n\treturn x , [ 12 ]  # naïve 漢字 🙂 . <|im_start|>"
+    ids = loaded.encode(text)
+    assert loaded.decode(ids) == text
+    assert ids[-1] == 2
+    assert loaded.decode(ids, skip_special_tokens=True) == text.removesuffix("<|im_start|>")
+
+
+def test_two_trainings_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    inputs = [str(corpus / "held_out/docs"), str(corpus / "held_out/code")]
+    for name, hash_seed in (("a", "1"), ("b", "2")):
+        command = [sys.executable, "-m", "data_tools", "train-tokenizer", *inputs, str(tmp_path / name), "--vocab-size", "800"]
+        subprocess.run(command, check=True, env={"PYTHONHASHSEED": hash_seed}, capture_output=True)
+    assert set(contents(tmp_path / "a")) == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_more_special_tokens_follow_the_built_in_ones(tool: Tool, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a line of text, and a line of text\n" * 5)
+    names = ["--special-token", "<think>", "--special-token", "</think>"]
+    outcome = tool("train-tokenizer", text, tmp_path / "out", "--vocab-size", 270, *names)
+    assert outcome.code == 0, outcome
+    assert "270 ids, 6 of them special" in outcome.out
+    loaded = Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
+    assert loaded.get_vocab_size() == 270
+    assert loaded.encode("<think></think>").ids == [4, 5]
+
+
+def test_bad_input_is_refused_with_one_sentence(tool: Tool, tmp_path: Path) -> None:
+    text = write_documents(tmp_path / "in" / "text.jsonl", ["a few words"])
+    new = tmp_path / "new"
+    before = contents(tmp_path)
+    for arguments, sentence in (
+        (
+            (text, new, "--vocab-size", "100"),
+            "--vocab-size 100 is too small for 256 bytes and 4 special tokens; give 260 or more",
+        ),
+        ((text, new, "--vocab-size", "4000"), "--vocab-size 4000: the text gives only"),
+        ((text, new, "--special-token", "<|pad|>"), "--special-token '<|pad|>' is empty or stands twice"),
+        ((text, new, "--special-token", ""), "--special-token '' is empty"),
+        ((text, new, "--digits", "pairs"), "invalid choice: 'pairs'"),
+        ((text, new, "--text-key", "body"), "no key 'body'; keys there: 'text'; name the text's key with --text-key"),
+        ((tmp_path / "nowhere", new), "nowhere does not exist; give files or folders"),
+        ((text, tmp_path / "in"), "is not empty; name a new folder"),
+    ):
+        outcome = tool("train-tokenizer", *arguments)
+        assert (outcome.code, sentence in outcome.err) == (2, True), (arguments, outcome)
+        assert not new.exists()
+    assert contents(tmp_path) == before
