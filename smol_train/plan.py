@@ -162,7 +162,7 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
         return ranks * rows, rows
     if gpus < 1 or gpus % ranks:
         raise ConfigError(
-            f"gpus={gpus} is not a multiple of the {ranks} that hold one copy of the model (parallel.tensor="
+            f"gpus={gpus} is not a multiple of the {ranks} ranks that hold one copy of the model (parallel.tensor="
             f"{config.parallel.tensor} x pipeline={config.parallel.pipeline} x context={config.parallel.context}); "
             f"give {max(gpus // ranks, 1) * ranks}, or change parallel"
         )
@@ -170,8 +170,9 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
     if rows % copies:
         fits = max(divisor for divisor in range(1, copies) if rows % divisor == 0)
         raise ConfigError(
-            f"gpus={gpus} make {copies} copies of the model, among which train.global_batch_size={train.global_batch_size} in rows "
-            f"of train.micro_batch_size={train.micro_batch_size} does not divide evenly; give {fits * ranks}, or change the batch"
+            f"gpus={gpus} make {copies} copies of the model, which cannot share train.global_batch_size="
+            f"{train.global_batch_size} in rows of train.micro_batch_size={train.micro_batch_size} evenly; "
+            f"give {fits * ranks}, or change the batch"
         )
     return gpus, copies
 
