@@ -66,19 +66,26 @@ def load_mapping(path: str | Path, overrides: Sequence[str] = (), keep_unset: bo
     mapping = _read_with_bases(Path(path), ())
     for override in overrides:
         _apply_override(mapping, override)
-    expanded = _expand(_without_nulls(mapping), keep_unset)
+    mapping = _without_nulls(mapping)
+    unset = sorted(_unset(mapping))
+    if unset and not keep_unset:
+        names = ", ".join(f"${{{name}}}" for name in unset)
+        exports = " ".join(f"{name}=..." for name in unset)
+        raise ConfigError(f"{path}: {names} not set in the environment; export {exports} first")
+    expanded = _expand(mapping)
     assert isinstance(expanded, dict)
     return expanded
 
 
 def unset_variables(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """Names of environment variables that the file uses and that are not set."""
-    return sorted(set(_VARIABLE.findall(yaml.safe_dump(load_mapping(path, overrides, keep_unset=True)))))
+    return sorted(_unset(load_mapping(path, overrides, keep_unset=True)))
 
 
 def to_yaml(section: Section) -> str:
     """The resolved configuration as YAML, defaults included; `load` reads it back to an equal section."""
-    return yaml.safe_dump(section.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=120)
+    mapping = section.model_dump(mode="json", exclude_none=True)
+    return str(yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -91,28 +98,44 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # --- reading and merging ---------------------------------------------------------------------------------------------
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, of which plain YAML would silently keep the last."""
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, of which plain YAML would silently keep the last, and reads 2e-4."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise ConfigError(f"{node.start_mark.name}: key {key!r} stands twice in the mapping at line {line}; keep one")
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor, whose keys may be written again
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                mark = key_node.start_mark
+                raise ConfigError(
+                    f"{mark.name}: key {key!r} stands twice in one mapping, again at line {mark.line + 1}; keep one"
+                )
+            keys.append(key)
         return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which _Loader would take for a number."""
+
+
+# YAML 1.1 takes 2e-4 and 1e9 for text, since they have no point; YAML 1.2, and everybody who writes them, for numbers.
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf8") as file:
-            mapping = yaml.load(file, Loader=_UniqueKeyLoader)
+            mapping = yaml.load(file, Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(mapping, dict):
-        raise ConfigError(f"config file {path} holds {type(mapping).__name__}, not a mapping of sections such as model: and data:")
+        holds = "nothing" if mapping is None else f"{type(mapping).__name__} {str(mapping)[:40]!r}"
+        raise ConfigError(f"config file {path} holds {holds}, not a mapping of sections such as model: and data:")
     return mapping
 
 
@@ -121,8 +144,11 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"base: {path} names itself through {' -> '.join(map(str, above))}; break the circle")
     mapping = _read_yaml(path)
     bases = mapping.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"config file {path}: base: {bases!r} must be the path of a YAML file or a list of such paths")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged = _merge(merged, _read_with_bases(path.parent / base, (*above, path.resolve())))
     return _merge(merged, mapping)
 
@@ -138,7 +164,7 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return value
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply_override(mapping: dict[str, Any], override: str) -> None:
@@ -146,7 +172,7 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
     if not separator or not name:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML; quote it") from error
     *parents, last = name.split(".")
@@ -170,28 +196,29 @@ def _apply_override(mapping: dict[str, Any], override: str) -> None:
 
 def _list_index(items: list[Any], key: str, override: str) -> int:
     if not key.isdecimal() or int(key) >= len(items):
-        raise ConfigError(f"override {override!r}: {key!r} is not an index into a list of {len(items)}; use 0 to {len(items) - 1}")
+        known = f"use 0 to {len(items) - 1}" if items else "it has none"
+        raise ConfigError(f"override {override!r}: {key!r} is not an index into a list of {len(items)}; {known}")
     return int(key)
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def _expand(value: Any, keep_unset: bool) -> Any:
+def _unset(value: Any) -> set[str]:
+    """Names of the environment variables in all texts of `value` that are not set."""
+    if isinstance(value, str):
+        return {name for name in _VARIABLE.findall(value) if name not in os.environ}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return set().union(*map(_unset, items))
+
+
+def _expand(value: Any) -> Any:
+    """`value` with the environment's values in all texts; what is not set stays as written."""
     if isinstance(value, dict):
-        return {key: _expand(item, keep_unset) for key, item in value.items()}
+        return {key: _expand(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, keep_unset) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def environment(match: re.Match[str]) -> str:
-        name = match[1]
-        if name not in os.environ and not keep_unset:
-            raise ConfigError(f"the configuration uses ${{{name}}}, which is not set in the environment; export {name}=... first")
-        return os.environ.get(name, match[0])
-
-    return _VARIABLE.sub(environment, value)
+        return [_expand(item) for item in value]
+    return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), value) if isinstance(value, str) else value
 
 
 # --- messages ----------------------------------------------------------------------------------------------------------
@@ -229,8 +256,8 @@ def _problems(section: Section, prefix: str = "") -> list[str]:
     found = [f"{prefix}{problem}" for problem in section.problems()]
     for name in type(section).model_fields:
         value = getattr(section, name)
-        inner = {f"{name}.{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
-        for key, item in inner.items():
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+        for key, item in [("", value), *inner]:
             if isinstance(item, Section):
-                found += _problems(item, f"{prefix}{key}.")
+                found += _problems(item, f"{prefix}{name}.{key}." if key != "" else f"{prefix}{name}.")
     return found
