@@ -1,0 +1,265 @@
+"""The plan against hand-computed figures, SmolLM3's published ones, and counts of a real module's parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smol_config
+from smol_config import ConfigError
+from smol_model.config import ModelConfig
+from smol_train.config import RunConfig
+from smol_train.memory import device_memory, layer_activation_bytes, stage_parameters
+from smol_train.plan import dry_run, main, plan
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOLLM3 = str(ROOT / "configs/smollm3/pretrain.yaml")
+
+
+@pytest.fixture(autouse=True)
+def without_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA_ROOT", "RUN_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def smollm3(*overrides: str) -> RunConfig:
+    return smol_config.load(RunConfig, SMOLLM3, overrides, keep_unset=True)
+
+
+def small(**sections: dict[str, Any]) -> RunConfig:
+    """8 layers of hidden 64 and ffn 128, 4 heads of 16 with 2 groups, vocabulary 96, 32-token windows."""
+    mapping: dict[str, dict[str, Any]] = {
+        "model": {
+            "num_layers": 8,
+            "hidden_size": 64,
+            "ffn_hidden_size": 128,
+            "num_attention_heads": 4,
+            "num_query_groups": 2,
+            "vocab_size": 96,
+        },
+        "data": {
+            "tokenizer": "t",
+            "sequence_length": 32,
+            "datasets": {"a": "a", "b": "b"},
+            "stages": [
+                {"name": "one", "steps": 6, "weights": {"a": 1, "b": 0}},
+                {"name": "two", "tokens": 1000, "weights": {"a": 1, "b": 2}},
+            ],
+        },
+        "train": {"output_dir": "o", "global_batch_size": 16, "micro_batch_size": 2},
+        "optim": {"learning_rate": 1.0, "schedule": {"kind": "wsd", "warmup_steps": 2, "decay_steps": 2}},
+        "parallel": {},
+    }
+    for name, section in sections.items():
+        mapping[name] |= section
+    return smol_config.parse(RunConfig, mapping, source="test")
+
+
+def test_smollm3_is_planned_at_its_published_size_and_speed() -> None:
+    result = plan(smollm3())
+    assert result.parameters == 3_075_098_624
+    assert result.flops_per_token == pytest.approx(22.07e9, rel=2e-4)
+    assert result.flops_per_token_6nd == 6 * 3_075_098_624
+    assert result.tokens_per_step == 2_359_296
+    assert result.train_steps == 4_720_000
+    assert result.train_tokens == 4_720_000 * 2_359_296
+    assert (result.gpus, result.data_parallel, result.micro_batches_per_step) == (384, 192, 1)
+    assert 13_000 < result.tokens_per_second_per_gpu < 14_000
+    assert 23 < result.days < 26
+    assert result.memory["bf16"].total < 80e9
+
+
+def test_stages_follow_each_other_and_tokens_are_rounded_up_to_steps() -> None:
+    result = plan(small())
+    assert [(s.name, s.first_step, s.last_step, s.tokens, s.datasets) for s in result.stages] == [
+        ("one", 1, 6, 6 * 512, 1),
+        ("two", 7, 8, 2 * 512, 2),
+    ]
+    assert result.train_tokens == sum(stage.tokens for stage in result.stages)
+
+
+def test_landmarks_are_the_steps_where_the_schedule_bends() -> None:
+    assert [(mark.name, mark.step, mark.learning_rate) for mark in plan(small()).schedule] == [
+        ("first step", 1, 0.5),
+        ("warm-up end", 2, 1.0),
+        ("last step at the peak", 6, 1.0),
+        ("decay start", 7, 0.5),
+        ("end", 8, 0.0),
+    ]
+
+
+def test_hours_follow_from_work_and_assumed_speed() -> None:
+    result = plan(small(), gpus=4, mfu=0.5, peak_tflops=2.0)
+    seconds = result.train_tokens * result.flops_per_token / (4 * 0.5 * 2.0e12)
+    assert result.hours * 3600 == pytest.approx(seconds)
+    assert result.gpu_hours == pytest.approx(4 * result.hours)
+    assert result.seconds_per_step * result.train_steps == pytest.approx(seconds)
+    assert (result.data_parallel, result.micro_batches_per_step) == (4, 2)
+
+
+def test_the_configured_peak_holds_unless_another_is_given() -> None:
+    config = smollm3("logging.peak_tflops=312")
+    assert plan(config).peak_tflops == 312
+    assert plan(config, peak_tflops=500).peak_tflops == 500
+    assert plan(smollm3()).peak_tflops == 989
+
+
+@pytest.mark.parametrize(
+    ("gpus", "message"),
+    [
+        (7, r"gpus=7 is not a multiple of the 2 ranks .*parallel.tensor=2 x pipeline=1 x context=1\); give 6"),
+        (400, "gpus=400 make 200 copies .*global_batch_size=576 .*micro_batch_size=3 .*give 384"),
+    ],
+)
+def test_gpus_that_do_not_fit_are_refused_with_the_nearest_that_do(gpus: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(smollm3(), gpus=gpus)
+
+
+@pytest.mark.parametrize("arguments", [{"mfu": 0.0}, {"mfu": 1.1}, {"peak_tflops": 0.0}, {"peak_tflops": -1.0}])
+def test_impossible_speeds_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"mfu=.* and peak_tflops="):
+        plan(small(), **arguments)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_device_holds_all_parameters_and_states() -> None:
+    config = small()
+    n = config.model.parameters
+    bf16, fp32 = (device_memory(config, precision, 1) for precision in ("bf16", "fp32"))
+    assert (bf16.weights, bf16.gradients, bf16.optimizer) == (2 * n, 4 * n, 12 * n)
+    assert (fp32.weights, fp32.gradients, fp32.optimizer) == (4 * n, 4 * n, 8 * n)
+    assert bf16.total == bf16.weights + bf16.gradients + bf16.optimizer + bf16.activations + bf16.logits
+
+
+def test_the_optimizer_is_shared_by_the_data_and_context_parallel_ranks() -> None:
+    whole = device_memory(small(), "bf16", 1).optimizer
+    assert device_memory(small(), "bf16", 4).optimizer == whole // 4
+    assert device_memory(small(parallel={"context": 2}), "bf16", 4).optimizer == whole // 8
+
+
+def test_activations_of_a_layer_match_a_count_by_hand() -> None:
+    model = small().model
+    # norms: 4 x 64; query, key, value, output: 64 + 32 + 32 + 64; gate, up, product: 3 x 128; log-sum-exp: 4 bytes x 4 heads
+    assert layer_activation_bytes(model, 1, False, 2) == 2 * (256 + 192 + 384) + 16
+    assert layer_activation_bytes(model, 2, False, 2) == 2 * (256 + (192 + 384) // 2) + 8
+    assert layer_activation_bytes(model, 2, True, 2) == 2 * (256 + 192 + 384) // 2 + 8
+
+
+def test_a_gelu_layer_would_need_what_the_paper_says() -> None:
+    """Korthikanti et al.: 34 sbh + 5 as^2b bytes; less 2 sbh of dropout masks and the score matrix, 32 sbh. A model whose three
+    ffn-wide tensors are as large as the paper's two of width 4h (ffn = 8h / 3) must come to the same."""
+    model = ModelConfig(num_layers=1, hidden_size=96, ffn_hidden_size=256, num_attention_heads=1, vocab_size=8)
+    assert layer_activation_bytes(model, 1, False, 2) - 4 == 32 * 96
+
+
+def test_logits_are_counted_once_on_the_last_stage() -> None:
+    row = 2 * 32
+    assert device_memory(small(), "bf16", 1).logits == row * 96 * 6
+    assert device_memory(small(), "fp32", 1).logits == row * 96 * 4
+    assert device_memory(small(parallel={"tensor": 2}), "bf16", 1).logits == row * 48 * 6
+
+
+def test_the_first_pipeline_stage_holds_the_activations_of_the_rows_in_flight() -> None:
+    config = small(parallel={"pipeline": 4})
+    memory = device_memory(config, "bf16", 1)
+    assert (memory.pipeline_stage, memory.micro_batches_in_flight, memory.logits) == (0, 4, 0)
+    assert memory.activations == 4 * 64 * 2 * layer_activation_bytes(config.model, 1, False, 2)
+    assert device_memory(config, "bf16", 8).micro_batches_in_flight == 1  # one row a step: nothing else can be in flight
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_stage_parameters_add_up_to_the_model(tie: bool, qk_norm: bool) -> None:
+    model = small(model={"tie_embeddings": tie, "qk_norm": qk_norm}).model
+    assert stage_parameters(model, 1, 1, 0) == model.parameters
+    copies = model.embedding_parameters if tie else 0  # the last stage keeps a copy of a tied embedding
+    assert sum(stage_parameters(model, 1, 4, stage) for stage in range(4)) == model.parameters + copies
+    norms = 8 * (2 * 64 + (32 if qk_norm else 0)) + 64
+    assert 2 * stage_parameters(model, 2, 1, 0) == model.parameters + norms
+
+
+def test_a_stage_end_save_is_dearer_than_a_periodic_one_except_in_fp32() -> None:
+    periodic, fully = plan(smollm3()).checkpoint.saves
+    assert (periodic.sharding, periodic.pause_seconds, periodic.host_bytes_per_rank) == ("dp_reshardable", 0, 0)
+    assert fully.sharding == "fully_reshardable"
+    assert fully.host_bytes_per_rank == 27 * plan(smollm3()).memory["bf16"].parameters
+    assert fully.pause_seconds == pytest.approx(12.0 / 117e6 * 1_537_624_064)
+    assert {save.sharding for save in plan(smollm3("train.precision=fp32")).checkpoint.saves} == {"fully_reshardable"}
+
+
+def test_a_checkpoint_holds_weights_and_three_states() -> None:
+    config = small()
+    assert plan(config).checkpoint.disk_bytes == 14 * config.model.parameters
+    assert "measurement" in plan(config).checkpoint.basis
+
+
+# --- commands ----------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_as_json_is_one_object_with_the_plan_and_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(SMOLLM3, ["train.seed=7"], as_json=True) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    expected = {"parameters": 3_075_098_624, "tokens_per_step": 2_359_296, "train_steps": 4_720_000}
+    assert {name: result[name] for name in expected} == expected
+    assert {"flops_per_token", "flops_per_token_6nd", "train_tokens", "memory", "schedule", "stages", "hours"} < set(result)
+    assert result["config"]["train"]["seed"] == 7
+    assert "DATA_ROOT, RUN_ROOT" in err
+
+
+def test_dry_run_as_text_starts_with_a_configuration_that_loads_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert dry_run(SMOLLM3, [], as_json=False) == 0
+    text = capsys.readouterr().out
+    resolved, _, figures = text.partition("\n\n")
+    (tmp_path / "again.yaml").write_text(resolved, encoding="utf8")
+    assert smol_config.load(RunConfig, tmp_path / "again.yaml", keep_unset=True) == smollm3()
+    for figure in ("3,075,098,624", "22,073,573,376", "11.14 T tokens", "steps 4,198,001 to 4,720,000", "this run", "MFU 30%"):
+        assert figure in figures
+
+
+def test_set_variables_are_filled_in_and_not_noted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/somewhere")
+    assert dry_run(SMOLLM3, [], as_json=False) == 0
+    out, err = capsys.readouterr()
+    assert "/somewhere/fineweb-edu" in out
+    assert "RUN_ROOT" in err and "DATA_ROOT" not in err
+
+
+def test_the_command_takes_gpus_and_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", SMOLLM3, "--gpus", "96", "--json", "train.micro_batch_size=2", "--mfu", "0.4"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["gpus"], result["micro_batches_per_step"], result["mfu"]) == (96, 6, 0.4)
+
+
+def test_the_command_reports_a_fault_in_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", SMOLLM3, "train.micro_batch=2"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and "micro_batch_size" in err
+
+
+def test_planning_imports_neither_torch_nor_megatron() -> None:
+    code = (
+        "import sys; from smol_train import plan; "
+        f"plan.dry_run({SMOLLM3!r}, [], as_json=True); "
+        "sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stderr.decode()
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "python -m smol_train.plan --config configs/smollm3/pretrain.yaml --gpus 384" in capsys.readouterr().out
