@@ -117,7 +117,7 @@ def check_parts(found: Findings) -> Iterator[Fault]:
                 f"{part.name} {seen.version or ''} is installed but does not import ({seen.error}); {remedy}", part.needed
             )
         elif part.needed and not seen.version:
-            yield Fault(f"{part.name} is missing, which {part.purpose} needs; pip install -r requirements.txt", stops=True)
+            yield Fault(f"{part.name} is missing ({part.purpose}); pip install -r requirements.txt", stops=True)
 
 
 def check_pins(found: Findings) -> Iterator[Fault]:

@@ -1,0 +1,117 @@
+"""Every configuration in configs/ loads, plans, and is what its comments say."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import smol_config
+from smol_model.config import ModelConfig
+from smol_train.config import RunConfig
+from smol_train.plan import plan
+from smol_train.schedule import learning_rate
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+RUNS = [path for path in FILES if {"data", "train", "optim"} <= set(smol_config.load_mapping(path, keep_unset=True))]
+MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+@pytest.fixture(autouse=True)
+def without_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA_ROOT", "RUN_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def model(name: str) -> ModelConfig:
+    mapping = smol_config.load_mapping(CONFIGS / "models" / name)
+    return smol_config.parse(ModelConfig, mapping["model"], source=name, at="model")
+
+
+def smollm3() -> RunConfig:
+    return smol_config.load(RunConfig, CONFIGS / "smollm3/pretrain.yaml", keep_unset=True)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=relative)
+def test_every_run_plans_without_data_or_environment(path: Path) -> None:
+    config = smol_config.load(RunConfig, path, keep_unset=True)
+    result = plan(config)
+    assert result.train_tokens == config.train_steps * config.tokens_per_step > 0
+    assert set(config.data.held_out) <= set(config.data.datasets)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_opens_with_a_comment_that_says_what_it_is(path: Path) -> None:
+    assert re.match(r"# \w.{30,}", path.read_text(encoding="utf8"))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=relative)
+def test_every_model_has_the_parameters_that_its_comment_names(path: Path) -> None:
+    counts = re.findall(r"([\d,]+|about \d+ million) parameters", path.read_text(encoding="utf8"))
+    assert len(counts) == 1
+    if counts[0].startswith("about"):
+        assert round(model(path.name).parameters / 1e6) == int(counts[0].split()[1])
+    else:
+        assert f"{model(path.name).parameters:,}" == counts[0]
+
+
+def test_smollm3_has_its_published_size_and_work() -> None:
+    smol = model("smollm3_3b.yaml")
+    assert smol.parameters == 3_075_098_624
+    assert smol.embedding_parameters == 262_668_288
+    assert (smol.attention_parameters, smol.mlp_parameters) == (10_485_760, 67_633_152)
+    assert f"{smol.flops_per_token(4096) / 1e9:.2f}" == "22.07"
+    assert smol.layers_without_rope == [3, 7, 11, 15, 19, 23, 27, 31, 35]
+    assert smol.kv_cache_bytes_per_token() == 2 * 36 * 4 * 128 * 2
+
+
+def test_smollm3_runs_its_published_stages() -> None:
+    config = smollm3()
+    stages = config.data.stages
+    assert [stage.steps for stage in stages] == [3_450_000, 748_000, 522_000]
+    assert [len(stage.weights) for stage in stages] == [41, 46, 56]
+    assert [sum(stage.weights.values()) for stage in stages] == pytest.approx([1.0, 1.00005, 1.00565], abs=1e-9)
+    assert set(config.data.datasets) == {name for stage in stages for name in stage.weights}
+    assert config.tokens_per_step == 2_359_296
+    assert config.train_steps * config.tokens_per_step == 11_135_877_120_000
+
+
+@pytest.mark.parametrize(
+    ("stage", "web", "multilingual", "code"),
+    [(0, 72.8, 12.0, 12.5), (1, 64.9, 11.7, 14.3), (2, 50.4, 13.1, 23.2)],
+)
+def test_smollm3_mixtures_have_their_known_shares(stage: int, web: float, multilingual: float, code: float) -> None:
+    """Shares in percent, computed from the published files independently of this configuration."""
+    weights = smollm3().data.stages[stage].weights
+    kinds = {
+        web: r"(fineweb-edu|dclm|pes2o|wiki|stackexchange|cosmopedia2)$",
+        multilingual: r"(fw2-|multilingual_wiki)",
+        code: r"(stack-|pull-requests|kaggle|jupyter-scripts|github-issues)",
+    }
+    for share, pattern in kinds.items():
+        found = sum(weight for name, weight in weights.items() if re.match(pattern, name))
+        assert 100 * found / sum(weights.values()) == pytest.approx(share, abs=0.06)
+
+
+def test_smollm3_decays_during_its_last_stage() -> None:
+    config = smollm3()
+    before_last_stage = sum(config.stage_steps[:-1])
+    rates = [learning_rate(config.optim, config.train_steps, step) for step in (2000, before_last_stage, config.train_steps)]
+    assert rates == [2.0e-4, 2.0e-4, 0.0]
+
+
+def test_numbers_are_written_so_that_every_yaml_reader_takes_them_for_numbers() -> None:
+    """2e-4 without a point is text in YAML 1.1; smol_config reads it, other tools may not."""
+
+    def texts(value: object) -> list[str]:
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return [value] if isinstance(value, str) else [text for item in items for text in texts(item)]
+
+    for path in FILES:
+        found = texts(yaml.safe_load(path.read_text(encoding="utf8")))
+        assert not [text for text in found if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text)], path
