@@ -1,0 +1,23 @@
+"""Megatron-Core checkpoint <-> Hugging Face folder, each export proven equal to its checkpoint before it gets its name.
+
+    weights.py            THE weight table, both directions; grouped QKV and gate/up transforms
+    families.py           ModelConfig <-> config.json: SmolLM3, Llama
+    megatron_reader.py    a checkpoint's weights, one tensor at a time, without a model
+    safetensors_files.py  Hugging Face weight files: streaming writer, lazy reader
+    tokenizer_files.py    tokenizer folder or Hub name -> files and special ids
+    parity.py             logits, top-1 and perplexity of two models on the same tokens
+    verify.py, to_hf.py, from_hf.py, model_card.py    the commands
+
+Everything runs in one process on the CPU and holds about one tensor at a time, except the comparison of logits, which
+loads one model after the other in fp32.
+"""
+
+from smol_config import UserError
+
+
+class ConversionError(UserError):
+    """A checkpoint or folder that cannot be converted as it stands."""
+
+
+class ParityError(ConversionError):
+    """The two sides do not compute the same."""

@@ -1,0 +1,197 @@
+"""Which Hugging Face architecture a model is, and its configuration in both directions: ModelConfig <-> config.json.
+
+    SmolLM3    some layer has no rotary embedding
+    Llama      every layer has one
+
+The files are read by old and new releases of transformers alike: what release 5 calls `rope_parameters` and `dtype`
+stands there under the older names `rope_theta` and `torch_dtype` as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from conversion import ConversionError
+from smol_config import parse
+from smol_model.config import ModelConfig
+
+
+class SpecialIds(NamedTuple):
+    """Token ids that a configuration names; None where the tokenizer has none."""
+
+    bos: int | None
+    eos: int | None
+    pad: int | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture of transformers."""
+
+    name: str
+    """`model_type` in config.json."""
+    architecture: str
+    """Class of the model."""
+    config_class: str
+    """Class of the configuration, in the namespace of transformers."""
+
+
+SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config")
+LLAMA = Family("llama", "LlamaForCausalLM", "LlamaConfig")
+FAMILIES = (SMOLLM3, LLAMA)
+
+
+def family_of(model: ModelConfig) -> Family:
+    """The architecture that computes what `model` computes; raises ConversionError where none here does."""
+    if model.qk_norm:
+        raise ConversionError(
+            "model.qk_norm=true: SmolLM3 and Llama, the architectures that can be exported, have no norm on queries and "
+            "keys; train with qk_norm=false to export"
+        )
+    if model.layers_without_rope:
+        return SMOLLM3
+    if model.hidden_size % model.num_attention_heads:
+        raise ConversionError(
+            f"model.hidden_size={model.hidden_size} is not a multiple of model.num_attention_heads="
+            f"{model.num_attention_heads}, which transformers asks of a Llama; choose sizes that divide to export"
+        )
+    return LLAMA
+
+
+# --- ModelConfig -> config.json --------------------------------------------------------------------------------------------
+
+
+def to_huggingface(model: ModelConfig, ids: SpecialIds, sequence_length: int, dtype: str) -> dict[str, Any]:
+    """config.json of `model`; `dtype` is torch's name of the weights' dtype, `sequence_length` is in tokens."""
+    family = family_of(model)
+    config: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": ids.bos,
+        "eos_token_id": ids.eos,
+        "pad_token_id": ids.pad,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "hidden_act": "silu",
+        "hidden_size": model.hidden_size,
+        "initializer_range": model.init_std,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": sequence_length,
+        "mlp_bias": False,
+        "num_attention_heads": model.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.query_groups,
+        # 1: how the weights were split in training does not matter to readers; old Llama code splits its products by it.
+        "pretraining_tp": 1,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
+        "rope_scaling": None,
+        "rope_theta": model.rope_theta,
+        "tie_word_embeddings": model.tie_embeddings,
+        "use_cache": True,
+        "vocab_size": model.vocab_size,
+    }
+    return dict(sorted((config | (_smollm3(model) if family is SMOLLM3 else _llama(model))).items()))
+
+
+def _smollm3(model: ModelConfig) -> dict[str, Any]:
+    """What only SmolLM3's configuration has."""
+    without_rope = set(model.layers_without_rope)
+    config: dict[str, Any] = {
+        "layer_types": ["full_attention"] * model.num_layers,
+        # Read by nothing while no layer has a sliding window; the released configuration has it.
+        "max_window_layers": 28,
+        "no_rope_layers": [int(layer not in without_rope) for layer in range(model.num_layers)],  # 1 = has rotary embedding
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+    if isinstance(model.no_rope, int):
+        config["no_rope_layer_interval"] = model.no_rope
+    if model.kv_channels * model.num_attention_heads != model.hidden_size:
+        config["head_dim"] = model.kv_channels  # not a setting of its own, but the model's code honours it
+    return config
+
+
+def _llama(model: ModelConfig) -> dict[str, Any]:
+    """What only Llama's configuration has."""
+    return {"head_dim": model.kv_channels}
+
+
+# --- config.json -> ModelConfig --------------------------------------------------------------------------------------------
+
+
+def from_huggingface(config: Mapping[str, Any], source: str) -> tuple[ModelConfig, int]:
+    """The model of a config.json and its max_position_embeddings in tokens; `source` only serves the messages.
+
+    Raises ConversionError for another architecture and for settings that ModelConfig cannot express.
+    """
+    family = _family_named(config, source)
+    full = _with_defaults(config, family, source)
+    _refuse_unknown_parts(full, source)
+    heads, hidden, layers = full.num_attention_heads, full.hidden_size, full.num_hidden_layers
+    head_dim = getattr(full, "head_dim", None) or hidden // heads
+    fields: dict[str, Any] = {
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "ffn_hidden_size": full.intermediate_size,
+        "num_attention_heads": heads,
+        "num_query_groups": full.num_key_value_heads,
+        "head_dim": None if head_dim * heads == hidden else head_dim,
+        "vocab_size": full.vocab_size,
+        "tie_embeddings": full.tie_word_embeddings,
+        "norm_epsilon": full.rms_norm_eps,
+        "rope_theta": full.rope_parameters["rope_theta"],
+        "no_rope": _no_rope(full) if family is SMOLLM3 else None,
+        "init_std": full.initializer_range,
+    }
+    return parse(ModelConfig, fields, source=source), full.max_position_embeddings
+
+
+def _family_named(config: Mapping[str, Any], source: str) -> Family:
+    architecture = (config.get("architectures") or [None])[0]
+    for family in FAMILIES:
+        if config.get("model_type") == family.name and architecture in (None, family.architecture):
+            return family
+    supported = ", ".join(family.architecture for family in FAMILIES)
+    raise ConversionError(
+        f"{source} is of architecture {architecture or 'unnamed'} (model_type {config.get('model_type')!r}); "
+        f"supported: {supported}"
+    )
+
+
+def _with_defaults(config: Mapping[str, Any], family: Family, source: str) -> Any:
+    """The configuration object of transformers, which knows the defaults of what the file leaves out."""
+    import transformers
+
+    try:
+        return getattr(transformers, family.config_class).from_dict(dict(config))
+    except Exception as error:  # its validators raise many kinds
+        raise ConversionError(f"{source} is refused by transformers: {' '.join(str(error).split())}") from error
+
+
+def _refuse_unknown_parts(full: Any, source: str) -> None:
+    rope = full.rope_parameters
+    sliding = full.model_type == "smollm3" and (
+        full.use_sliding_window or any(kind != "full_attention" for kind in full.layer_types)
+    )
+    parts = {
+        f"attention_bias={full.attention_bias}": full.attention_bias,
+        f"mlp_bias={full.mlp_bias}": full.mlp_bias,
+        f"hidden_act={full.hidden_act!r}": full.hidden_act not in ("silu", "swish"),
+        "a sliding window": sliding,
+        f"rope scaling {rope.get('rope_type')!r}": rope.get("rope_type") != "default",
+        f"partial_rotary_factor={rope.get('partial_rotary_factor')}": rope.get("partial_rotary_factor", 1.0) not in (None, 1.0),
+    }
+    if found := [part for part, present in parts.items() if present]:
+        raise ConversionError(f"{source} has {' and '.join(found)}, which the model here does not have; it cannot be converted")
+
+
+def _no_rope(full: Any) -> int | list[int] | None:
+    """`no_rope` of ModelConfig: the interval where the layers follow it, else the 0-based layers, None for none."""
+    layers, interval = full.num_hidden_layers, full.no_rope_layer_interval
+    without = [layer for layer, has_rope in enumerate(full.no_rope_layers[:layers]) if not has_rope]
+    if without and interval and without == list(range(interval - 1, layers, interval)):
+        return int(interval)
+    return without or None

@@ -1,0 +1,55 @@
+"""README.md of an export: metadata that the Hub reads, the architecture, what it was trained on so far, how to load it."""
+
+import yaml
+
+from conversion.families import Family
+from smol_model.config import ModelConfig
+
+
+def model_card(name: str, model: ModelConfig, family: Family, sequence_length: int, step: int, tokens: int) -> str:
+    """The card's text; `step` in optimizer steps, `tokens` trained on, `sequence_length` in tokens."""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [family.name, "pretraining"],
+    }
+    without_rope = model.layers_without_rope
+    rows = {
+        "Architecture": f"{family.architecture} (transformers)",
+        "Parameters": f"{model.parameters:,}",
+        "Layers": model.num_layers,
+        "Hidden size": model.hidden_size,
+        "Feed-forward size": f"{model.ffn_hidden_size:,} (SwiGLU)",
+        "Attention heads": f"{model.num_attention_heads}, of width {model.kv_channels}",
+        "Key-value heads": model.query_groups,
+        "Vocabulary": f"{model.vocab_size:,}",
+        "Embeddings": "tied with the output" if model.tie_embeddings else "separate from the output",
+        "Rotary base": f"{model.rope_theta:,.0f}",
+        "Layers without rotary embedding": f"{len(without_rope)} of {model.num_layers}",
+        "Sequence length": f"{sequence_length:,} tokens",
+        "Training steps": f"{step:,}",
+        "Training tokens": f"{tokens:,}",
+    }
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {title} | {value} |" for title, value in rows.items())])
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+
+# {name}
+
+A base language model, trained with Megatron-Core and exported to Hugging Face format.
+
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer("The lighthouse", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```
+
+`parity.json` compares this folder with the training checkpoint that it was made from: logits position by position, top-1
+agreement and perplexity of both.
+"""

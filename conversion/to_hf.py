@@ -1,0 +1,166 @@
+"""`to-hf`: checkpoint -> Hugging Face folder that transformers loads without remote code, with tokenizer, card and parity.json.
+
+Everything is written to HF_DIR.partial, verified there, and only then renamed. When verification fails, HF_DIR stays as it
+was (absent, as a rule) and HF_DIR.partial is left beside it with the reason in parity.json.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conversion import ConversionError, tokenizer_files
+from conversion.families import SpecialIds, family_of, to_huggingface
+from conversion.megatron_reader import MegatronReader
+from conversion.model_card import model_card
+from conversion.safetensors_files import DTYPES, SafetensorsWriter
+from conversion.verify import raise_unless_passed, sequence_length_of, summary, verify, write_parity
+from conversion.weights import huggingface_shapes, weight_table
+from smol_model.config import ModelConfig
+from smol_train import checkpoint
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the two paths."""
+
+    dtype: str = "bf16"
+    shard_size: str = "5GB"
+    tokenizer: str | None = None
+    text: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Everything that was checked before the first byte is written."""
+
+    folder: Path
+    model: ModelConfig
+    sequence_length: int
+    reader: MegatronReader
+    tokenizer: Path
+    ids: SpecialIds
+    dtype: torch.dtype
+    shard_bytes: int
+
+
+def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
+    """The command. Raises ConversionError with nothing written on bad input, ParityError when the export is not equal."""
+    shard_bytes = parse_size(options.shard_size)
+    _check_target(hf_dir, options.overwrite)
+    if options.text is not None and not options.text.is_file():
+        raise ConversionError(f"--text {options.text} is not a file; give a text file")
+    export = _prepare(checkpoint.find(checkpoint_path), options, shard_bytes)
+    partial = hf_dir.with_name(hf_dir.name + ".partial")
+    if partial.exists():
+        print(f"removing {partial}, left by an export that did not finish")
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    print(f"exporting {export.folder} as {family_of(export.model).architecture}, {options.dtype}, to {partial}", flush=True)
+    write_weights(export.reader, export.model, partial, export.dtype, export.shard_bytes)
+    _write_texts(export, partial, hf_dir.name)
+    verify_partial(export.folder, partial, options.text)
+    _rename(partial, hf_dir)
+    print(f"wrote {hf_dir}")
+
+
+def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
+    model = checkpoint.read_model_config(folder)
+    family_of(model)
+    sequence_length = sequence_length_of(folder)
+    reader = MegatronReader(folder, model)
+    name = options.tokenizer or (checkpoint.read_run_mapping(folder).get("data") or {}).get("tokenizer")
+    if not name:
+        raise ConversionError(f"{folder / 'run.yaml'} names no data.tokenizer; give one with --tokenizer")
+    tokenizer = tokenizer_files.locate(name)
+    ids = tokenizer_files.special_ids(tokenizer_files.load(tokenizer, model.vocab_size))
+    return _Export(folder, model, sequence_length, reader, tokenizer, ids, DTYPES[options.dtype], shard_bytes)
+
+
+def write_weights(reader: MegatronReader, model: ModelConfig, target: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Stream all weights into safetensors files in `target`, rounded to `dtype`."""
+    table = weight_table(model)
+    with SafetensorsWriter(target, huggingface_shapes(model), dtype, shard_bytes) as writer:
+        for done, weight in enumerate(table, start=1):
+            for name, tensor in weight.split(reader.read(weight.megatron), model).items():
+                writer.write(name, tensor)
+            if done * 10 // len(table) > (done - 1) * 10 // len(table):
+                print(f"weights: {done} of {len(table)} tensors", flush=True)
+        print(f"weights: {len(writer.files)} file{'s' if len(writer.files) > 1 else ''} in {target}", flush=True)
+
+
+def _write_texts(export: _Export, target: Path, name: str) -> None:
+    """Configuration, generation configuration, tokenizer and model card."""
+    version = _transformers_version()
+    dtype = str(export.dtype).removeprefix("torch.")
+    config = to_huggingface(export.model, export.ids, export.sequence_length, dtype) | {"transformers_version": version}
+    _write_json(target / "config.json", config)
+    ids = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
+    _write_json(target / "generation_config.json", ids | {"transformers_version": version})
+    tokenizer_files.copy(export.tokenizer, target)
+    state = checkpoint.read_state(export.folder)
+    card = model_card(name, export.model, family_of(export.model), export.sequence_length, state.step, state.tokens)
+    (target / "README.md").write_text(card, encoding="utf8")
+
+
+def verify_partial(folder: Path, partial: Path, text: Path | None) -> None:
+    """Verify an export before it gets its name and write its parity.json, also when verification itself breaks."""
+    written = partial / "parity.json"
+    try:
+        figures = verify(folder, partial, text)
+    except Exception as error:
+        write_parity(written, {"passed": False, "reason": f"verification did not finish: {error}"})
+        print(f"the export was not verified and stays at {partial}, with the reason in parity.json", flush=True)
+        raise
+    write_parity(written, figures)
+    print(summary(figures), flush=True)
+    raise_unless_passed(figures, written)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 5GB, 500MB or 2GiB; raises ConversionError for anything else."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
+    if not match or not float(match[1]):
+        raise ConversionError(
+            f"--shard-size {text!r} is not a size; write a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB"
+        )
+    return int(float(match[1]) * units[match[2]])
+
+
+def _check_target(hf_dir: Path, overwrite: bool) -> None:
+    if not hf_dir.exists():
+        return
+    if not overwrite:
+        raise ConversionError(f"{hf_dir} exists; choose another folder, or replace it with --overwrite")
+    if not (hf_dir / "config.json").is_file():
+        raise ConversionError(
+            f"{hf_dir} is not an export (it has no config.json), so --overwrite does not replace it; remove it yourself"
+        )
+
+
+def _rename(partial: Path, hf_dir: Path) -> None:
+    """Give a verified export its name; one that stood there goes last."""
+    old = hf_dir.with_name(hf_dir.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    if hf_dir.exists():
+        hf_dir.rename(old)
+    partial.rename(hf_dir)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf8")
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return str(transformers.__version__)

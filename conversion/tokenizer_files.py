@@ -1,0 +1,81 @@
+"""A tokenizer by folder or Hub name: its files, its special ids, and a copy of it in an export."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conversion import ConversionError
+from conversion.families import SpecialIds
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+"""What transformers may store of a tokenizer, chat templates included; patterns."""
+
+
+def locate(name: str) -> Path:
+    """The folder of a tokenizer: `name` itself, or the Hub's files of that name, fetched where they are not cached."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+        except Exception as error:  # a bad name, no network, no permission: each its own kind
+            raise ConversionError(
+                f"tokenizer {name!r} is neither a folder nor can it be fetched from the Hub ({_first(error)}); "
+                f"give a folder with --tokenizer"
+            ) from error
+    if not _files(folder):
+        raise ConversionError(f"tokenizer {name!r}: {folder} holds no tokenizer files; give another folder with --tokenizer")
+    return folder
+
+
+def load(folder: Path, vocab_size: int) -> Any:
+    """The tokenizer as transformers loads it; raises ConversionError when it has more ids than the embedding has rows."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # depends on which file is missing or damaged
+        raise ConversionError(
+            f"the tokenizer in {folder} does not load ({_first(error)}); give another with --tokenizer"
+        ) from error
+    if len(tokenizer) > vocab_size:
+        raise ConversionError(
+            f"the tokenizer in {folder} has {len(tokenizer)} ids and the model's vocab_size is {vocab_size}; "
+            f"give the tokenizer that the model was trained with (--tokenizer)"
+        )
+    return tokenizer
+
+
+def special_ids(tokenizer: Any) -> SpecialIds:
+    """The ids that config.json and generation_config.json name."""
+    return SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def copy(folder: Path, target: Path) -> list[str]:
+    """Copy the tokenizer's files into `target`; returns their names."""
+    names = _files(folder)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    return names
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for pattern in FILES for path in folder.glob(pattern) if path.is_file())
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
