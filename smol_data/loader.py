@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
+from smol_config import nearest
 from smol_data.batch import PackedBatch, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
@@ -112,6 +113,8 @@ class HeldOutLoader:
         prefetch: int = PREFETCH,
     ) -> None:
         """`name` is one of data.held_out; a dataset of fewer than `windows` windows is taken whole. Raises DataError."""
+        if name not in data.held_out:
+            raise DataError(f"held-out dataset {name!r} is not in data.held_out; {nearest(name, data.held_out)}")
         self._dataset = open_datasets({name: data.held_out[name]}, data.sequence_length, data.tokenizer, vocab_size)[name]
         self.windows = min(windows, self._dataset.num_windows)
         """Windows over all ranks."""

@@ -240,8 +240,13 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list
     Raises DataError, showing both values, when the order's version, the seed, the sequence length, the history or the manifest
     of a dataset already consumed differ. Returns a line for each difference that is allowed: datasets, later stages.
     """
-    for key, setting in (("order_version", "version of the data order"), ("seed", "data.seed"),
-                         ("sequence_length", "data.sequence_length"), ("history", "history of segments")):  # fmt: skip
+    settings = {
+        "order_version": "version of the data order",
+        "seed": "data.seed",
+        "sequence_length": "data.sequence_length",
+        "history": "history of segments",
+    }
+    for key, setting in settings.items():
         if stored[key] != now[key]:
             raise DataError(
                 f"the {setting} is {now[key]}, but the checkpoint was trained with {stored[key]}; put it back, "
@@ -269,5 +274,5 @@ def check_fingerprint(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 def _sentence(segment: Mapping[str, Any]) -> str:
     s = Segment(**segment)
-    return (f"{s.stage}, steps {s.first_step} to {s.end_step - 1}, from sample {s.first_sample}, "
-            f"{s.batch_size} samples a step, weights {s.weights}")  # fmt: skip
+    steps = f"{s.stage}, steps {s.first_step} to {s.end_step - 1}"
+    return f"{steps}, from sample {s.first_sample}, {s.batch_size} samples a step, weights {s.weights}"

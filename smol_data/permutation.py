@@ -25,7 +25,7 @@ def round_keys(*identity: str | int) -> list[int]:
 
 def permute(index: int, size: int, keys: Sequence[int]) -> int:
     """Where the permutation of 0 .. size - 1 with these keys sends `index`; size up to 2**63."""
-    bits = _domain_bits(size)
+    bits = (size - 1).bit_length()
     permuted: int = _feistel(index, bits, keys)
     while permuted >= size:
         permuted = _feistel(permuted, bits, keys)
@@ -34,15 +34,11 @@ def permute(index: int, size: int, keys: Sequence[int]) -> int:
 
 def permute_many(indices: NDArray[np.uint64], size: int, keys: Sequence[int]) -> NDArray[np.uint64]:
     """`permute` of an array of any shape; uint64 in and out."""
-    bits = _domain_bits(size)
+    bits = (size - 1).bit_length()
     permuted: NDArray[np.uint64] = _feistel(indices, bits, keys)
     while (outside := permuted >= size).any():
         permuted[outside] = _feistel(permuted[outside], bits, keys)
     return permuted
-
-
-def _domain_bits(size: int) -> int:
-    return max(2, (size - 1).bit_length())  # two halves of at least one bit
 
 
 # Below, x is an int or an array of uint64: the masks keep an int to the 64 bits that an array has anyway.

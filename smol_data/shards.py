@@ -52,7 +52,8 @@ class TokenDataset:
         self.name = name or self.folder.name
         self.sequence_length = sequence_length
         self.manifest = read_manifest(folder)
-        self._files = _OpenFiles(_OPEN_FILES)
+        self._files = _OpenFiles(self.folder, _OPEN_FILES)
+        self._dtype = self.manifest.token_dtype
         self._shards = self.manifest.shards
         self._starts = [0, *accumulate(_tokens(shard) for shard in self._shards)]
         self.num_tokens = self._starts[-1]
@@ -83,7 +84,7 @@ class TokenDataset:
         while filled < len(tokens):
             shard, offset = self.shard_at(first + filled)
             count = min(len(tokens) - filled, _tokens(self._shards[shard]) - offset)
-            tokens[filled : filled + count] = self._read(self._shards[shard].name, self.manifest.token_dtype, offset, count)
+            tokens[filled : filled + count] = self._read(self._shards[shard].name, self._dtype, offset, count)
             upto = offset + min(count, self.sequence_length - filled)
             ends.append(self._ends_between(shard, offset, upto) + np.uint64(self._starts[shard]))
             filled += count
@@ -103,10 +104,12 @@ class TokenDataset:
     def _check_files(self) -> None:
         entries = {entry.name: entry for entry in self.manifest.files}
         if self.num_tokens != self.manifest.tokens:
-            raise DataError(f"dataset {self.name}: the shards sum to {self.num_tokens} tokens, but the manifest's total is "
-                            f"{self.manifest.tokens}; tokenise the text again")  # fmt: skip
+            raise DataError(
+                f"dataset {self.name}: the shards sum to {self.num_tokens} tokens, but the manifest's total is "
+                f"{self.manifest.tokens}; tokenise the text again"
+            )
         for shard in self._shards:
-            self._check_size(shard.name, shard.bytes, _tokens(shard) * self.manifest.token_dtype.itemsize)
+            self._check_size(shard.name, shard.bytes, _tokens(shard) * self._dtype.itemsize)
             index = entries.get(f"{shard.name}.index")
             documents = shard.documents or 0
             self._check_size(f"{shard.name}.index", index.bytes if index else -1, documents * _INDEX_DTYPE.itemsize)
@@ -167,11 +170,11 @@ class TokenDataset:
 
     def _read(self, name: str, dtype: np.dtype, first: int, count: int) -> NDArray[Any]:
         """`count` items of a file from item `first` on."""
-        data = os.pread(self._files.descriptor(self.folder / name), count * dtype.itemsize, first * dtype.itemsize)
+        data = os.pread(self._files.descriptor(name), count * dtype.itemsize, first * dtype.itemsize)
         if len(data) != count * dtype.itemsize:
             raise DataError(
-                f"dataset {self.name}: {self.folder / name} ends at byte {first * dtype.itemsize + len(data)}, inside items "
-                f"{first} to {first + count} of {dtype.itemsize} bytes; it was cut short while in use: copy it again"
+                f"dataset {self.name}: {self.folder / name} has no bytes from {first * dtype.itemsize + len(data)} on, but the "
+                f"manifest needs {count * dtype.itemsize - len(data)} more there; it was cut short while in use: copy it again"
             )
         return np.frombuffer(data, dtype=dtype)
 
@@ -211,13 +214,13 @@ def _check_tokenizer(datasets: list[TokenDataset], tokenizer: str) -> None:
                 f"dataset {dataset.name} was made by tokenizer {made_by.name!r}, but data.tokenizer={tokenizer!r}; name the "
                 f"same one, or set data.tokenizer to a local folder whose tokenizer.json has SHA-256 {made_by.sha256}"
             )
-        if made_by.sha256 != (expected or datasets[0].manifest.tokenizer.sha256):
+        wanted = expected or datasets[0].manifest.tokenizer.sha256
+        if made_by.sha256 != wanted:
+            whose = f"data.tokenizer={tokenizer!r}" if expected else f"the tokenizer of dataset {datasets[0].name}"
             raise DataError(
-                f"dataset {dataset.name} was made by tokenizer {made_by.name!r} with SHA-256 {made_by.sha256}, but "
-                + (f"data.tokenizer={tokenizer!r} has {expected}" if expected else f"dataset {datasets[0].name} by another, "
-                   f"{datasets[0].manifest.tokenizer.sha256}")
-                + "; tokenise it again with the run's tokenizer"
-            )  # fmt: skip
+                f"dataset {dataset.name} was made by tokenizer {made_by.name!r} with SHA-256 {made_by.sha256}, but {whose} has "
+                f"{wanted}; tokenise the dataset again with the run's tokenizer"
+            )
 
 
 def _tokens(shard: FileEntry) -> int:
@@ -225,19 +228,19 @@ def _tokens(shard: FileEntry) -> int:
 
 
 class _OpenFiles:
-    """File descriptors opened at first use; the one that was idle longest is closed when there are too many."""
+    """Descriptors of a folder's files, opened at first use; the one idle longest is closed when there are too many."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._open: OrderedDict[Path, int] = OrderedDict()
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder, limit
+        self._open: OrderedDict[str, int] = OrderedDict()
 
-    def descriptor(self, path: Path) -> int:
-        if path not in self._open:
+    def descriptor(self, name: str) -> int:
+        if name not in self._open:
             if len(self._open) >= self._limit:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(path)
-        return self._open[path]
+            self._open[name] = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.move_to_end(name)
+        return self._open[name]
 
     def close(self) -> None:
         while self._open:

@@ -42,6 +42,11 @@ def documents() -> list[np.ndarray]:
     return [np.array([*text.encode(), EOS]) for text in texts if text]
 
 
+@pytest.fixture(name="docs")
+def documents_fixture() -> list[np.ndarray]:
+    return documents()
+
+
 @dataclasses.dataclass
 class Made:
     """A dataset on disk and, for comparison, all it holds."""
