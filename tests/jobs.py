@@ -97,3 +97,59 @@ def _train_and_digest(config: RunConfig, names: Any) -> dict[str, Any]:
         trainer = Trainer(config, ranks)
         trainer.fit()
         return {"weights": {name: digest(parameter) for name, parameter in names(trainer.model).items()}}
+
+
+def stored_weight_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every tensor that a checkpoint's model holds, read without the trainer."""
+    from smol_model.spec import build_model, transformer_config
+    from smol_train import checkpoint
+    from smol_train.config import ParallelConfig
+    from smol_train.parallel import process_groups
+
+    with process_groups(ParallelConfig(), seed=0):
+        model = checkpoint.read_model_config(folder)
+        network = build_model(model, transformer_config(model, "torch"), "torch", sequence_length=64)
+        checkpoint.load_weights(folder, network)
+        return {name: digest(parameter) for name, parameter in network.named_parameters()}
+
+
+def initial_weights(overrides: Sequence[str], one_seed: bool = False) -> dict[str, torch.Tensor]:
+    """This rank's initial weights by checkpoint name. `one_seed` gives every tensor-parallel rank the same stream: the
+    fault that cost SmolLM3 a restart."""
+    from megatron.core import tensor_parallel
+
+    from smol_train import parallel
+    from smol_train.model import build_training_model
+    from smol_train.optim import parameter_names
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    seed_everything = parallel.seed_everything
+    if one_seed:
+        parallel.seed_everything = lambda seed: tensor_parallel.model_parallel_cuda_manual_seed(seed, tp_rank=0)
+    try:
+        with parallel.process_groups(config.parallel, config.train.seed):
+            model = build_training_model(config)
+            return {name: parameter.detach().clone() for name, parameter in parameter_names(model).items()}
+    finally:
+        parallel.seed_everything = seed_everything
+
+
+def decay_by_name(overrides: Sequence[str]) -> dict[str, float]:
+    """Weight decay of this rank's parameters as the optimizer's groups have it, by checkpoint name."""
+    from smol_train.model import build_training_model
+    from smol_train.optim import build_optimizer, parameter_names
+    from smol_train.parallel import process_groups
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    with process_groups(config.parallel, config.train.seed):
+        model = build_training_model(config)
+        optimizer = build_optimizer(config, model)
+        names = parameter_names(model)
+        [inner] = optimizer.chained_optimizers
+        # At a data-parallel size of 1 a rank's shard is all of its parameters, in the groups' order.
+        groups = {
+            parameter: group["wd_mult"] * config.optim.weight_decay
+            for group_range, group in zip(inner.opt_group_ranges, inner.param_groups, strict=True)
+            for parameter in group_range["params"]
+        }
+        return {name: groups[parameter] for name, parameter in names.items()}
