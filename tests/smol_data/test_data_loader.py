@@ -1,5 +1,6 @@
 """The loader: DALI hands out what the order and pack say, for any ranks, from any step, and faults come out as themselves."""
 
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -136,6 +137,19 @@ def test_closing_in_mid_run_is_clean(data: DataConfig, segments: list[Segment]) 
     copy = kept.tokens.clone()
     loader.close()
     assert torch.equal(kept.tokens, copy)
+
+
+def test_a_process_may_fork_in_mid_run(data: DataConfig, segments: list[Segment]) -> None:
+    """As asynchronous checkpoints do: the child comes to an end, and the parent's batches go on."""
+    loader = TrainLoader(data, segments, 2, 0, 1, CPU)
+    next(loader)
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    rest = list(loader)
+    child.join(timeout=30)
+    assert child.exitcode == 0
+    assert len(rest) == 7 * 6 - 1
+    loader.close()
 
 
 def test_a_dataset_that_only_the_past_used_need_not_be_there(data: DataConfig, segments: list[Segment]) -> None:
