@@ -145,8 +145,8 @@ def _lines(filepath: str) -> Iterator[Iterable[bytes]]:
         if filepath.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif filepath.endswith(".zst"):
-            # By default the decompressor stops after the first frame, and files of many frames (made by `cat`, by parallel
-            # writers) would be cut short without a word.
+            # Files of many frames (made by `cat`, by parallel writers) are one stream; by default a read ends with its frame,
+            # and whether more follows is left to the caller.
             yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
         else:
             yield file

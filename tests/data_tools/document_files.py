@@ -1,6 +1,8 @@
 """Reading and writing the small files that the tests of data_tools need, and what a command line did."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,14 @@ class Outcome:
 
 
 Tool = Callable[..., Outcome]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def python(*arguments: object) -> Outcome:
+    """Run Python in a process of its own, from the repository's root."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def read_documents(folder: Path) -> list[dict[str, str]]:
