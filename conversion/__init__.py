@@ -12,6 +12,7 @@ Everything runs in one process on the CPU and holds about one tensor at a time, 
 loads one model after the other in fp32.
 """
 
+import smol_model  # noqa: F401  first: it lets megatron.core run on hosts without CUDA
 from smol_config import UserError
 
 

@@ -7,6 +7,7 @@ transformers only when they run, so --help answers at once.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -115,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _alone_on_the_cpu() -> None:
     """Make this process a world of one without GPUs, also inside a job: parity in fp32 is then the same everywhere, and no
-    memory of a training GPU is taken."""
+    memory of a training GPU is taken. What the libraries then say about missing GPU packages is not for the user."""
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(megatron\.core|torch\.distributed\.checkpoint)\.")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from conversion import ConversionError
@@ -54,18 +55,13 @@ class MegatronReader:
         found: dict[str, Shape] = {key: tuple(entry.size) for key, entry in self._entries.items()}
         check_tensors(found, expected, f"checkpoint {folder}")
 
-    @property
-    def dtypes(self) -> set[torch.dtype]:
-        """Dtypes in which the weights are stored."""
-        return {entry.properties.dtype for entry in self._entries.values()}
-
     def read(self, key: str) -> Tensor:
         """The whole tensor of `key` on the CPU, in its stored dtype; raises ConversionError when its files are damaged."""
         entry = self._entries[key]
         tensor = torch.empty(tuple(entry.size), dtype=entry.properties.dtype)
         try:
             dcp.load({key: tensor}, storage_reader=self._reader, no_dist=True)
-        except Exception as error:  # torch wraps whatever a damaged file raises
+        except (CheckpointException, OSError) as error:  # the first, a BaseException, wraps whatever a damaged file raises
             raise ConversionError(
                 f"checkpoint {self._folder}: {key} cannot be read ({_last(error)}); use another one"
             ) from error

@@ -155,7 +155,7 @@ def _weight_files(folder: Path) -> list[str]:
         return [_SINGLE]
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index} is not an index of weight files ({error}); fetch or write it again") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ConversionError(f"{folder} lacks {', '.join(missing)}, which {_INDEX} names; fetch or write them again")

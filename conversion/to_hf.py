@@ -62,8 +62,12 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     print(f"exporting {export.folder} as {family_of(export.model).architecture}, {options.dtype}, to {partial}", flush=True)
-    write_weights(export.reader, export.model, partial, export.dtype, export.shard_bytes)
-    _write_texts(export, partial, hf_dir.name)
+    try:
+        write_weights(export.reader, export.model, partial, export.dtype, export.shard_bytes)
+        _write_texts(export, partial, hf_dir.name)
+    except BaseException:  # a damaged checkpoint, a full disk, Ctrl-C: half an export serves nobody
+        shutil.rmtree(partial)
+        raise
     verify_partial(export.folder, partial, options.text)
     _rename(partial, hf_dir)
     print(f"wrote {hf_dir}")

@@ -1,0 +1,88 @@
+"""Fixtures of the conversion tests: a small tokenizer, checkpoints with random weights and their exports, made once.
+
+The commands start and end Megatron-Core's process group themselves, so nothing here keeps one.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import LLAMA, SMOLLM3, Command, Run, save_checkpoint
+
+from conversion.__main__ import main
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run `python -m conversion` with these arguments, in this process."""
+
+    def run(*arguments: object) -> Run:
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        return Run(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer folder: 256 bytes, three special tokens, a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<bos>", "<eos>", "<pad>"]
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate([*specials, *symbols])}, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(specials)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    folder = tmp_path_factory.mktemp("byte_tokenizer")
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm3_checkpoint(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
+    """SmolLM3, bf16, tied embeddings."""
+    return save_checkpoint(tmp_path_factory.mktemp("smollm3") / "iter_0000000", SMOLLM3, torch.bfloat16, byte_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
+    """Llama, fp32, an output layer of its own."""
+    return save_checkpoint(tmp_path_factory.mktemp("llama") / "iter_0000000", LLAMA, torch.float32, byte_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smollm3_export(smollm3_checkpoint: Path) -> Path:
+    """The bf16 export of smollm3_checkpoint; tests copy it before they change it."""
+    folder = smollm3_checkpoint.parent / "hf"
+    assert main(["to-hf", str(smollm3_checkpoint.parent), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_export(llama_checkpoint: Path) -> Path:
+    """The fp32 export of llama_checkpoint, in several files; tests copy it before they change it."""
+    folder = llama_checkpoint.parent / "hf"
+    options = ["--dtype", "fp32", "--shard-size", "100KB"]
+    assert main(["to-hf", str(llama_checkpoint), str(folder), *options]) == 0
+    return folder
+
+
+@pytest.fixture
+def checkpoint(smollm3_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of smollm3_checkpoint to spoil."""
+    return Path(shutil.copytree(smollm3_checkpoint, tmp_path / "run" / "iter_0000000"))
+
+
+@pytest.fixture
+def export(llama_export: Path, tmp_path: Path) -> Path:
+    """A copy of llama_export to spoil."""
+    return Path(shutil.copytree(llama_export, tmp_path / "export"))

@@ -1,0 +1,139 @@
+"""Bad input of to-hf and verify: one sentence that names what, exit code 2, nothing written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+import yaml
+from small_models import Command
+
+
+def change_run(checkpoint: Path, section: str, **changes: Any) -> None:
+    mapping = yaml.safe_load((checkpoint / "run.yaml").read_text())
+    mapping[section] = {name: value for name, value in (mapping[section] | changes).items() if value is not None}
+    (checkpoint / "run.yaml").write_text(yaml.safe_dump(mapping))
+
+
+def damage(checkpoint: Path) -> None:
+    for path in checkpoint.glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
+    "unfinished": (lambda c: (c / "COMPLETE").unlink(), [], "has no COMPLETE marker"),
+    "qk_norm": (lambda c: change_run(c, "model", qk_norm=True), [], "model.qk_norm=true"),
+    "another depth": (lambda c: change_run(c, "model", num_layers=5), [], "missing: decoder.layers.4."),
+    "another width": (
+        lambda c: change_run(c, "model", ffn_hidden_size=100),
+        [],
+        "linear_fc1.weight [192, 64] instead of [200, 64]",
+    ),
+    "no length": (lambda c: change_run(c, "data", sequence_length=None), [], "data.sequence_length is None"),
+    "no tokenizer": (lambda c: change_run(c, "data", tokenizer=None), [], "names no data.tokenizer"),
+    "no metadata": (lambda c: (c / ".metadata").unlink(), [], "has no readable .metadata"),
+    "damaged": (damage, [], "cannot be read (EOFError)"),
+    "shard size": (lambda c: None, ["--shard-size", "big"], "--shard-size 'big' is not a size"),
+    "text": (lambda c: None, ["--text", "nowhere.txt"], "--text nowhere.txt is not a file"),
+    "dtype": (lambda c: None, ["--dtype", "fp8"], "invalid choice: 'fp8'"),
+    "unknown tokenizer": (lambda c: None, ["--tokenizer", "no/such"], "tokenizer 'no/such' is neither a folder nor"),
+    "empty tokenizer": (lambda c: (c / "t").mkdir(), ["--tokenizer", "{checkpoint}/t"], "holds no tokenizer files"),
+    "broken tokenizer": (lambda c: broken_tokenizer(c / "t"), ["--tokenizer", "{checkpoint}/t"], "does not load"),
+}
+
+
+def broken_tokenizer(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{")
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_bad_input_of_to_hf_is_one_sentence_and_writes_nothing(
+    name: str, checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    spoil, options, sentence = SPOILED[name]
+    spoil(checkpoint)
+    ran = command("to-hf", checkpoint, tmp_path / "hf", *(option.format(checkpoint=checkpoint) for option in options))
+    assert (ran.code, sentence in ran.err) == (2, True), ran.err
+    assert "Traceback" not in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(
+    checkpoint: Path, byte_tokenizer: Path, tmp_path: Path, command: Command
+) -> None:
+    larger = transformers.AutoTokenizer.from_pretrained(byte_tokenizer)
+    larger.add_tokens(["<one>", "<two>"])
+    larger.save_pretrained(tmp_path / "larger")
+    ran = command("to-hf", checkpoint, tmp_path / "hf", "--tokenizer", tmp_path / "larger")
+    assert ran.code == 2 and "has 261 ids and the model's vocab_size is 260" in ran.err
+
+
+def test_targets_that_exist_are_kept(smollm3_checkpoint: Path, smollm3_export: Path, tmp_path: Path, command: Command) -> None:
+    ran = command("to-hf", smollm3_checkpoint, smollm3_export)
+    assert ran.code == 2 and f"{smollm3_export} exists" in ran.err
+    (tmp_path / "notes").write_text("mine")
+    ran = command("to-hf", smollm3_checkpoint, tmp_path, "--overwrite")
+    assert ran.code == 2 and "is not an export" in ran.err
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def without_words(export: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE({}, [])).save(str(export / "tokenizer.json"))  # knows no character, so drops each
+
+
+def broken_model(export: Path) -> None:
+    config = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
+
+
+UNFIT: dict[str, tuple[Callable[[Path], Any], bytes | None, str]] = {
+    "not a model": (lambda e: (e / "config.json").unlink(), None, "it has no config.json"),
+    "no tokenizer": (
+        lambda e: [path.unlink() for path in e.glob("*t*") if "token" in path.name or "chat" in path.name],
+        None,
+        "holds no tokenizer files",
+    ),
+    "a tokenizer of nothing": (without_words, None, "ids of the fixed text"),
+    "text that is no text": (lambda e: None, b"\xff\xfe\xff", "cannot be read as UTF-8"),
+    "text that is too short": (lambda e: None, b"a", "has fewer than two tokens"),
+    "a missing file": (lambda e: next(e.glob("*.safetensors")).unlink(), None, "lacks model-0"),
+    "a model that does not load": (broken_model, None, "does not load"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_bad_input_of_verify_is_one_sentence(
+    name: str, llama_checkpoint: Path, export: Path, tmp_path: Path, command: Command
+) -> None:
+    spoil, text, sentence = UNFIT[name]
+    spoil(export)
+    before = (export / "parity.json").read_bytes()
+    options = []
+    if text is not None:
+        (tmp_path / "text").write_bytes(text)
+        options = ["--text", tmp_path / "text"]
+    ran = command("verify", llama_checkpoint, export, *options)
+    assert (ran.code, sentence in ran.err) == (2, True), ran.err
+    assert (export / "parity.json").read_bytes() == before
+
+
+def test_verify_names_tensors_of_another_model(llama_checkpoint: Path, smollm3_export: Path, command: Command) -> None:
+    ran = command("verify", llama_checkpoint, smollm3_export)
+    assert ran.code == 2 and "missing: lm_head.weight; unexpected: model.layers.2." in ran.err
+
+
+def test_no_checkpoint(tmp_path: Path, smollm3_export: Path, command: Command) -> None:
+    for arguments in (("to-hf", tmp_path, tmp_path / "hf"), ("verify", tmp_path, smollm3_export)):
+        ran = command(*arguments)
+        assert ran.code == 2 and f"no whole checkpoint in {tmp_path}" in ran.err
+
+
+@pytest.mark.parametrize("name", ["to-hf", "from-hf", "verify"])
+def test_help_has_an_example(name: str, command: Command) -> None:
+    ran = command(name, "--help")
+    assert ran.code == 0 and f"example: python -m conversion {name} " in ran.out

@@ -1,0 +1,108 @@
+"""from-hf: there and back gives the same bytes, and what a checkpoint cannot hold is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import LLAMA, SMOLLM3, Command
+
+from smol_model.config import ModelConfig
+from smol_train import checkpoint
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(("which", "model"), [("smollm3_export", SMOLLM3), ("llama_export", LLAMA)])
+def test_there_and_back_gives_the_same_bytes(
+    which: str, model: ModelConfig, request: pytest.FixtureRequest, tmp_path: Path, command: Command
+) -> None:
+    export: Path = request.getfixturevalue(which)
+    folder, again = tmp_path / "iter_0000000", tmp_path / "hf"
+    ran = command("from-hf", export, folder)
+    assert ran.code == 0 and f"wrote {folder}" in ran.out, ran.err
+    options = ["--dtype", "fp32", "--shard-size", "100KB"] if which == "llama_export" else []
+    assert command("to-hf", folder, again, *options).code == 0
+    for path in export.iterdir():
+        if path.name not in ("parity.json", "README.md"):  # they name the checkpoint and the folder
+            assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+    assert checkpoint.find(folder) == folder
+    assert (
+        checkpoint.read_model_config(folder).model_dump()
+        == model.model_copy(update={"num_query_groups": model.query_groups}).model_dump()
+    )
+    assert checkpoint.read_run_mapping(folder)["data"] == {"tokenizer": str(export), "sequence_length": 64}
+    assert (checkpoint.read_state(folder).step, checkpoint.read_state(folder).optimizer) == (0, None)
+
+
+def test_a_model_that_transformers_made_is_equal_after_import(byte_tokenizer: Path, tmp_path: Path, command: Command) -> None:
+    """The command in a process of its own, where nothing was imported before it."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    hf_dir = tmp_path / "hf"
+    transformers.LlamaForCausalLM(config).save_pretrained(hf_dir)
+    shutil.copytree(byte_tokenizer, hf_dir, dirs_exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "conversion", "from-hf", str(hf_dir), str(tmp_path / "iter_0000000")],
+        cwd=REPOSITORY,
+        env=os.environ | {"MASTER_ADDR": "nowhere.invalid", "WORLD_SIZE": "8", "RANK": "3"},  # as inside a job
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert command("verify", tmp_path / "iter_0000000", hf_dir).code == 0
+    assert json.loads((hf_dir / "parity.json").read_text())["passed"]
+
+
+def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors")
+
+    return edit
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (edit_weights(lambda w: w.pop("model.norm.weight")), "missing: model.norm.weight"),
+    "left over": (
+        edit_weights(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()})),
+        "unexpected: lm_head.weight",
+    ),
+    "shape": (edit_weights(lambda w: w.update({"model.norm.weight": torch.ones(3)})), "model.norm.weight [3] instead of [64]"),
+    "two dtypes": (edit_weights(lambda w: w.update({"model.norm.weight": w["model.norm.weight"].float()})), "dtype BF16, F32"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
+    "not a mapping": (lambda folder: (folder / "config.json").write_text("[]"), "holds list, not a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    name: str, smollm3_export: Path, tmp_path: Path, command: Command
+) -> None:
+    spoil, sentence = FAULTS[name]
+    folder = Path(shutil.copytree(smollm3_export, tmp_path / "hf"))
+    spoil(folder)
+    ran = command("from-hf", folder, tmp_path / "iter_0000000")
+    assert (ran.code, sentence in ran.err) == (2, True), ran.err
+    assert ran.err.count("\n") == 1
+    assert not (tmp_path / "iter_0000000").exists()
+
+
+def test_an_existing_target_is_refused(smollm3_export: Path, tmp_path: Path, command: Command) -> None:
+    ran = command("from-hf", smollm3_export, tmp_path)
+    assert ran.code == 2 and f"{tmp_path} exists" in ran.err

@@ -1,0 +1,144 @@
+"""The weight table: both libraries compute the same from the same weights, and would not with any of the usual mistakes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from small_models import LLAMA, SMOLLM3, load, random_weights
+
+from conversion import ConversionError
+from conversion.families import SpecialIds, family_of, to_huggingface
+from conversion.parity import TOLERANCE, Row, Side, compare, fixed_rows, measure
+from conversion.verify import huggingface_forward, megatron_forward
+from conversion.weights import check_tensors, huggingface_shapes, weight_table
+from smol_model.config import ModelConfig
+from smol_model.spec import build_model, transformer_config
+from smol_train.parallel import ParallelConfig, process_groups
+
+LAYOUTS = {
+    "SmolLM3, grouped": SMOLLM3,
+    "SmolLM3, multi-head": SMOLLM3.model_copy(update={"num_query_groups": None}),
+    "SmolLM3, multi-query, wide heads": SMOLLM3.model_copy(update={"num_query_groups": 1, "head_dim": 16}),
+    "SmolLM3, first and third layer without rotary embedding": SMOLLM3.model_copy(update={"no_rope": [0, 2]}),
+    "SmolLM3, untied, odd number of layers": SMOLLM3.model_copy(
+        update={"num_layers": 5, "no_rope": 2, "tie_embeddings": False}
+    ),
+    "Llama, untied": LLAMA,
+    "Llama, tied, grouped, narrow heads": LLAMA.model_copy(
+        update={"tie_embeddings": True, "num_query_groups": 2, "head_dim": 8, "rope_theta": 500_000.0}
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    with process_groups(ParallelConfig(), seed=0):
+        yield
+
+
+def megatron(model: ModelConfig) -> Side:
+    network = build_model(model, transformer_config(model, "torch", "fp32"), "torch", 64, gather_logits=True).eval()
+    load(network, random_weights(model, torch.float32))
+    return measure(megatron_forward(network), rows(model), [])
+
+
+def huggingface(model: ModelConfig, weights: dict[str, torch.Tensor], together: bool = False, **changes: Any) -> Side:
+    family = family_of(model)
+    config = to_huggingface(model, SpecialIds(0, 1, 2), 64, "float32") | changes
+    network = getattr(transformers, family.architecture)(getattr(transformers, family.config_class)(**config)).float().eval()
+    result = network.load_state_dict(weights, strict=False)
+    assert not result.unexpected_keys and set(result.missing_keys) <= ({"lm_head.weight"} if model.tie_embeddings else set())
+    inputs = [Row(row.ids, (len(row.ids),)) for row in rows(model)] if together else rows(model)
+    return measure(huggingface_forward(network), inputs, [])
+
+
+def rows(model: ModelConfig) -> list[Row]:
+    return fixed_rows([7 * i % 256 for i in range(64)], model.vocab_size, 64)
+
+
+def exported(model: ModelConfig) -> dict[str, torch.Tensor]:
+    weights = random_weights(model, torch.float32)
+    return {
+        name: part for weight in weight_table(model) for name, part in weight.split(weights[weight.megatron], model).items()
+    }
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_logits_agree_in_every_layout_packed_documents_included(name: str) -> None:
+    model = LAYOUTS[name]
+    figures = compare(megatron(model), huggingface(model, exported(model)))
+    assert figures["passed"], figures
+    assert figures["max_logit_difference"] <= TOLERANCE == figures["tolerance"] < figures["max_logit"]
+    assert figures["top1_agreement"] == 1.0
+    assert figures["perplexity"]["megatron"] == pytest.approx(figures["perplexity"]["hf"], rel=1e-5)
+
+
+MISTAKES = ("gate and up swapped", "queries not grouped", "rotary embedding everywhere", "documents see each other")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
+    weights, changes = exported(SMOLLM3), {}
+    if mistake == "gate and up swapped":
+        for name in [name for name in weights if "gate_proj" in name]:
+            up = name.replace("gate", "up")
+            weights[name], weights[up] = weights[up], weights[name]
+    elif mistake == "queries not grouped":
+        parts = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+        stacked = random_weights(SMOLLM3, torch.float32)["decoder.layers.0.self_attention.linear_qkv.weight"]
+        weights |= dict(zip(parts, stacked.split([64, 16, 16]), strict=True))
+    elif mistake == "rotary embedding everywhere":
+        changes = {"no_rope_layers": [1] * SMOLLM3.num_layers}
+    together = mistake == "documents see each other"
+    figures = compare(megatron(SMOLLM3), huggingface(SMOLLM3, weights, together, **changes))
+    assert not figures["passed"]
+    assert figures["max_logit_difference"] > 100 * figures["tolerance"]
+    assert f"logits differ by up to {figures['max_logit_difference']:.3g}" in figures["reason"]
+
+
+def test_a_logit_that_is_not_a_number_fails() -> None:
+    good = Side([torch.zeros(2, 3)], 1.0, None)
+    figures = compare(good, Side([torch.tensor([[0.0, float("nan"), 0.0], [0.0, 0.0, 0.0]])], float("inf"), None))
+    assert not figures["passed"]
+    assert figures["max_logit_difference"] is None
+    assert figures["perplexity"] == {"megatron": 1.0, "hf": None}
+
+
+def test_tolerance_grows_with_logits_above_ten() -> None:
+    side = Side([torch.full((1, 2), 50.0)], 1.0, None)
+    assert compare(side, Side([torch.full((1, 2), 50.0004)], 1.0, None))["tolerance"] == pytest.approx(5 * TOLERANCE, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_merge_undoes_split_and_the_table_covers_every_parameter(name: str) -> None:
+    model = LAYOUTS[name]
+    weights = random_weights(model, torch.bfloat16)
+    for weight in weight_table(model):
+        parts = weight.split(weights[weight.megatron], model)
+        assert {name: tuple(part.shape) for name, part in parts.items()} == weight.huggingface_shapes(model)
+        assert torch.equal(weight.merge(list(parts.values()), model), weights[weight.megatron])
+    assert sum(tensor.numel() for tensor in weights.values()) == model.parameters
+
+
+@pytest.mark.parametrize("name", ["SmolLM3, grouped", "Llama, untied"])
+def test_keys_and_shapes_are_those_that_megatron_core_stores(name: str) -> None:
+    model = LAYOUTS[name]
+    network = build_model(model, transformer_config(model, "torch"), "torch", 64)
+    stored: dict[str, Any] = {}
+    for entry in network.sharded_state_dict(metadata={"non_homogeneous_layers": True}).values():
+        pieces = entry.build() if hasattr(entry, "build") else [entry]
+        stored |= {piece.key: tuple(piece.global_shape) for piece in pieces}
+    assert stored == {weight.megatron: weight.shape for weight in weight_table(model)}
+
+
+def test_tensors_that_do_not_fit_are_named() -> None:
+    expected = huggingface_shapes(LLAMA)
+    found = dict(expected, **{"model.norm.weight": (7,), "model.layers.0.self_attn.q_proj.bias": (48,)})
+    del found["lm_head.weight"]
+    with pytest.raises(ConversionError) as fault:
+        check_tensors(found, expected, "folder")
+    assert "missing: lm_head.weight" in str(fault.value)
+    assert "unexpected: model.layers.0.self_attn.q_proj.bias" in str(fault.value)
+    assert "model.norm.weight [7] instead of [48]" in str(fault.value)
