@@ -275,7 +275,9 @@ def _check_architecture(folder: Path, model: ModelConfig | None) -> None:
     differing = [name for name in now if stored[name] != now[name] and name not in _MAY_CHANGE]
     if differing:
         listed = "; ".join(f"model.{name}: checkpoint {stored[name]}, config {now[name]}" for name in differing)
-        raise CheckpointError(f"checkpoint {folder} holds another architecture ({listed}); correct the config or start a new run")
+        raise CheckpointError(
+            f"checkpoint {folder} holds another architecture ({listed}); correct the config or start a new run"
+        )
 
 
 def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None:
@@ -286,6 +288,6 @@ def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None
         raise CheckpointError(
             f"checkpoint {folder} is a periodic save of parallel.tensor={state.layout['tensor']}, "
             f"parallel.pipeline={state.layout['pipeline']}, whose optimizer state does not load on "
-            f"tensor={config.parallel.tensor}, pipeline={config.parallel.pipeline}; resume on the old layout and stop it with a "
-            f"signal, which saves a checkpoint for any layout, or take over weights only with start_from.optimizer=false"
+            f"tensor={config.parallel.tensor}, pipeline={config.parallel.pipeline}; resume on the old layout and stop "
+            f"it with a signal, which saves for any layout, or take over weights only with start_from.optimizer=false"
         )

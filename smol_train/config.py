@@ -71,7 +71,9 @@ class ScheduleConfig(Section):
         if self.kind != "wsd" and self.decay_steps:
             found.append(f"decay_steps={self.decay_steps} only means something with kind: wsd, not {self.kind}; take it out")
         if (self.kind == "multi_step") != bool(self.milestones):
-            found.append(f"milestones={self.milestones} with kind: {self.kind}; multi_step needs them and only multi_step takes them")
+            found.append(
+                f"milestones={self.milestones} with kind: {self.kind}; multi_step needs them and only multi_step takes them"
+            )
         if self.milestones != sorted(set(self.milestones)):
             found.append(f"milestones={self.milestones} must rise from one to the next")
         if self.kind == "wsd" and self.decay_shape == "exponential" and self.decay_steps and not self.min_learning_rate:
@@ -187,18 +189,22 @@ class RunConfig(Section):
             "model.vocab_size": model.vocab_size,
         }.items():
             if value % parallel.tensor:
-                found.append(f"{name}={value} is not divisible by parallel.tensor={parallel.tensor}; lower parallel.tensor or change it")
+                found.append(
+                    f"{name}={value} is not divisible by parallel.tensor={parallel.tensor}; lower parallel.tensor or change it"
+                )
         if model.num_layers % parallel.pipeline:
             found.append(
-                f"model.num_layers={model.num_layers} is not divisible by parallel.pipeline={parallel.pipeline}; choose a divisor"
+                f"model.num_layers={model.num_layers} is not divisible by parallel.pipeline={parallel.pipeline}; "
+                f"choose a divisor"
             )
         if parallel.sequence and parallel.tensor == 1:
             found.append("parallel.sequence=true does nothing at parallel.tensor=1; take it out or raise parallel.tensor")
         row = train.micro_batch_size * self.data.sequence_length
         if parallel.sequence and row % parallel.tensor:
             found.append(
-                f"a row of train.micro_batch_size={train.micro_batch_size} x data.sequence_length={self.data.sequence_length} tokens "
-                f"is not divisible by parallel.tensor={parallel.tensor}, which parallel.sequence needs"
+                f"a row of train.micro_batch_size={train.micro_batch_size} x data.sequence_length="
+                f"{self.data.sequence_length} tokens is not divisible by parallel.tensor={parallel.tensor}, which "
+                f"parallel.sequence needs"
             )
         if parallel.context > 1 and train.backend == "torch":
             found.append(f"parallel.context={parallel.context} needs Transformer Engine's attention; set train.backend to te")

@@ -161,7 +161,9 @@ class Trainer:
         world = torch.zeros(self.ranks.world_size, 3, dtype=torch.float64, device=self.ranks.device)
         mine = world[self.ranks.rank]
         if reports:
-            mine[:2] = torch.stack([report["loss_and_targets"] for report in reports]).double().sum(0) / self.config.parallel.tensor
+            mine[:2] = (
+                torch.stack([report["loss_and_targets"] for report in reports]).double().sum(0) / self.config.parallel.tensor
+            )
         mine[2] = wanted_code
         torch.distributed.all_reduce(world)
         total, targets = world[:, :2].sum(0).tolist()

@@ -1,13 +1,14 @@
 """What ranks of the test pool do: small pieces of real training. Each function runs on every rank of its world."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-
 from conftest import REPOSITORY
+
 from smol_config import load
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.config import RunConfig
@@ -153,3 +154,33 @@ def decay_by_name(overrides: Sequence[str]) -> dict[str, float]:
             for parameter in group_range["params"]
         }
         return {name: groups[parameter] for name, parameter in names.items()}
+
+
+def train_with_metrics(overrides: Sequence[str]) -> None:
+    """A run with the metrics writer and evaluation, as pretrain_smol.py has them."""
+    from smol_train.callbacks.evaluation import HeldOutEvaluation
+    from smol_train.callbacks.metrics import MetricsWriter
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        Trainer(config, ranks, [HeldOutEvaluation(), MetricsWriter()]).fit()
+
+
+def train_until_signal(overrides: Sequence[str], number: int, at_step: int) -> dict[str, int]:
+    """The last rank sends itself a signal after `at_step` steps."""
+    from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.signals import StopOnSignal
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    class Signal(Callback):
+        def on_step_end(self, trainer: Any, metrics: Metrics) -> None:
+            if trainer.state.step == at_step and trainer.ranks.rank == trainer.ranks.world_size - 1:
+                os.kill(os.getpid(), number)
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        trainer = Trainer(config, ranks, [StopOnSignal(), Signal(), Checkpointing()])
+        return {"code": trainer.fit(), "step": trainer.state.step}

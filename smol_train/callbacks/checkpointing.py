@@ -61,7 +61,9 @@ class Checkpointing(Callback):
             self.queue.schedule_async_request if config.checkpoint.async_save else None,
         )
         self.last_step, self.last_time = trainer.state.step, time.monotonic()
-        logger.info("checkpoint %s: %s%s", folder, reason, ", written in the background" if config.checkpoint.async_save else "")
+        logger.info(
+            "checkpoint %s: %s%s", folder, reason, ", written in the background" if config.checkpoint.async_save else ""
+        )
         if not config.checkpoint.async_save:
             self._remove_old(trainer)
 

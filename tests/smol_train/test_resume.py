@@ -52,9 +52,7 @@ def learned(run: Path) -> list[tuple]:
 
 
 @pytest.mark.parametrize(("precision", "processes"), [("bf16", 2), ("fp32", 1)])
-def test_a_killed_run_resumes_bit_for_bit(
-    precision: str, processes: int, corpus: Path, tmp_path: Path, ranks: Ranks
-) -> None:
+def test_a_killed_run_resumes_bit_for_bit(precision: str, processes: int, corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
     settings = [f"train.precision={precision}", "checkpoint.every_steps=20", "checkpoint.keep_last=9"]
     settings += ["data.stages.0.steps=36", "data.stages.1.steps=4"]  # the kill falls into the first stage
     whole, killed = tmp_path / "whole", tmp_path / "killed"

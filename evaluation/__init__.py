@@ -1,0 +1,1 @@
+"""How good a model is. Works on Hugging Face folders and imports nothing of the trainer."""

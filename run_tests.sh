@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up the environment with the test pins and runs all tests, offline.
+#
+#   bash run_tests.sh [pytest arguments]        for example: bash run_tests.sh tests/smol_data -k permutation
+set -euo pipefail
+cd "$(dirname "$0")"
+source setup.sh
+
+install_requirements requirements.txt requirements-dev.txt
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest "$@"

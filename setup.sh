@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the given requirements files into it; quick when nothing changed. Sourced by quickstart.sh and
+# run_tests.sh, or run by hand:   bash setup.sh requirements.txt [requirements-dev.txt ...]
+set -euo pipefail
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# The newest Python that the pinned packages have wheels for.
+find_python() {
+  local name
+  for name in python3.11 python3.12 python3; do
+    if command -v "$name" >/dev/null && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  die "no Python 3.11 or 3.12 on the PATH; install python3.11 (Debian: apt-get install python3 python3-venv)"
+}
+
+make_venv() {
+  local python
+  python=$(find_python)
+  # Debian ships venv apart from Python: without it a .venv without pip is left behind.
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    if [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; then
+      echo "installing python3-venv, which Debian ships apart from Python"
+      apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null
+    else
+      die "this Python has no venv; install it (Debian: apt-get install python3-venv)"
+    fi
+  fi
+  "$python" -m venv .venv
+}
+
+# install_requirements FILE...: torch first and by its exact version, then the rest, which then finds torch satisfied.
+install_requirements() {
+  local stamp=.venv/installed.sha256 wanted
+  wanted=$(cat "$@" | sha256sum)
+  if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+    return
+  fi
+  [[ -x .venv/bin/python ]] || make_venv
+  local pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input)
+  local torch files=() file
+  torch=$(grep -hm1 '^torch==' "$@") || die "no line torch== in $*"
+  for file in "$@"; do files+=(-r "$file"); done
+  echo "installing $torch"
+  "${pip[@]}" "$torch"
+  echo "installing $*"
+  "${pip[@]}" "${files[@]}"
+  echo "$wanted" >"$stamp"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  cd "$(dirname "$0")"
+  [[ $# -gt 0 ]] || die "usage: bash setup.sh requirements.txt [FILE ...]"
+  install_requirements "$@"
+fi

@@ -1,0 +1,158 @@
+"""Checkpoints: whole or not there, kept and removed by rule, refused when they do not fit, loaded on other layouts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jobs
+import pytest
+import yaml
+from ranks import RankError, Ranks
+
+from smol_train import checkpoint
+from smol_train.checkpoint import CheckpointError
+
+
+def make_run(run: Path, steps: list[int]) -> None:
+    for step in steps:
+        folder = run / f"iter_{step:07d}"
+        folder.mkdir(parents=True)
+        (folder / checkpoint.MARKER).touch()
+
+
+def kept(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("iter_")) for path in checkpoint.whole_checkpoints(run)]
+
+
+def test_the_newest_are_kept_and_milestones_for_good(tmp_path: Path) -> None:
+    make_run(tmp_path, [100, 200, 250, 300, 350])
+    removed = checkpoint.remove_old(tmp_path, keep_last=2, keep_every_steps=200)
+    assert kept(tmp_path) == [200, 300, 350]
+    assert [path.name for path in removed] == ["iter_0000100", "iter_0000250"]
+    assert not (tmp_path / "iter_0000100").exists()
+
+
+def test_a_folder_without_its_marker_does_not_count_and_is_not_touched(tmp_path: Path) -> None:
+    make_run(tmp_path, [1, 2, 3])
+    (tmp_path / "iter_0000003" / checkpoint.MARKER).unlink()
+    assert checkpoint.find(tmp_path).name == "iter_0000002"
+    checkpoint.remove_old(tmp_path, keep_last=1, keep_every_steps=None)
+    assert kept(tmp_path) == [2]
+    assert (tmp_path / "iter_0000003").exists()
+
+
+def test_finding_nothing_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no whole checkpoint in"):
+        checkpoint.find(tmp_path)
+    (tmp_path / "iter_0000007").mkdir()
+    with pytest.raises(CheckpointError, match="has no COMPLETE marker, so its save did not finish"):
+        checkpoint.find(tmp_path / "iter_0000007")
+
+
+@pytest.fixture(scope="module")
+def saved(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fp32 run: iter_0000006 (end of the first stage) and iter_0000010."""
+    from conftest import tiny_overrides
+
+    run = tmp_path_factory.mktemp("saved")
+    ranks.run(jobs.train, 1, overrides=tiny_overrides(corpus, run), save=True)
+    return run
+
+
+def continued(saved: Path, optimizer: bool = True) -> list[str]:
+    """Settings of another run that goes on from the end of the first stage."""
+    return [f"start_from.checkpoint={saved / 'iter_0000006'}", f"start_from.optimizer={str(optimizer).lower()}"]
+
+
+def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
+    folder = checkpoint.find(saved)
+    state = json.loads((folder / "state.json").read_text())
+    assert folder.name == "iter_0000010"
+    assert (state["step"], state["samples"], state["tokens"]) == (10, 80, 80 * 64)
+    assert state["optimizer"] == "fully_reshardable"
+    assert state["layout"] == {"tensor": 1, "pipeline": 1, "context": 1, "data": 1}
+    assert state["reason"] == "end of stage decay"
+    assert set(state["versions"]) == {"torch", "megatron-core"}
+    assert set(state["data"]["manifests"]) == {"code", "docs"}
+    assert yaml.safe_load((folder / "run.yaml").read_text())["model"]["hidden_size"] == 64
+
+
+@pytest.mark.parametrize("layout", [["parallel.tensor=2"], ["parallel.pipeline=2"], []], ids=["TP2", "PP2", "DP2"])
+def test_another_layout_goes_on_from_a_stage_end_with_the_optimizer(
+    layout: list[str], ranks: Ranks, overrides: list[str], saved: Path
+) -> None:
+    [same] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved)])
+    assert same["start"] == 6
+    for other in ranks.run(jobs.train, 2, overrides=[*overrides, *continued(saved), *layout]):
+        assert other["loss"] == pytest.approx(same["loss"], abs=2e-6)
+    [fresh] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved, optimizer=False)])
+    assert abs(fresh["loss"][-1] - same["loss"][-1]) > 1e-3, "without the optimizer's state the path must differ"
+
+
+def test_another_precision_goes_on_with_the_optimizer(ranks: Ranks, overrides: list[str], saved: Path) -> None:
+    [fp32] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved)])
+    [bf16] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved), "train.precision=bf16"])
+    assert bf16["start"] == 6
+    assert bf16["loss"] == pytest.approx(fp32["loss"], abs=2e-2), "bf16 has 8 bits of mantissa: losses near 6 agree to 0.02"
+    assert bf16["loss"] != fp32["loss"]
+
+
+def test_weights_alone_begin_a_new_data_order(ranks: Ranks, overrides: list[str], saved: Path) -> None:
+    settings = [*continued(saved, optimizer=False), "start_from.data_position=false"]
+    [fresh] = ranks.run(jobs.train, 1, overrides=overrides)
+    [later] = ranks.run(jobs.train, 1, overrides=[*overrides, *settings])
+    assert later["start"] == 0
+    assert later["loss"][0] < fresh["loss"][0] - 0.3, "trained weights on the first batch do better than new ones"
+
+
+def test_a_run_s_own_checkpoint_wins_over_start_from(ranks: Ranks, overrides: list[str], saved: Path) -> None:
+    ranks.run(jobs.train, 1, overrides=overrides, save=True)
+    [again] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved)], save=True)
+    assert again["start"] == 10
+
+
+def test_a_periodic_bf16_save_loads_on_its_layout_only(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    bf16 = [*overrides, "train.precision=bf16", "checkpoint.every_steps=4", "checkpoint.keep_last=9"]
+    ranks.run(jobs.train, 1, overrides=bf16, save=True)
+    start = [f"start_from.checkpoint={tmp_path / 'run' / 'iter_0000004'}", f"train.output_dir={tmp_path / 'next'}"]
+    [next_run] = ranks.run(jobs.train, 1, overrides=[*bf16, *start])
+    assert next_run["start"] == 4
+    with pytest.raises(RankError, match=r"periodic save of parallel.tensor=1.*does not load on tensor=2"):
+        ranks.run(jobs.train, 2, overrides=[*bf16, *start, "parallel.tensor=2"])
+
+
+def test_saving_in_the_background_stores_the_state_of_its_step(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    settings = ["checkpoint.every_steps=2", "checkpoint.keep_last=9", "parallel.overlap=true"]
+    ranks.run(jobs.train, 2, overrides=[*overrides, *settings], save=True)
+    background = [*settings, "checkpoint.async_save=true", f"train.output_dir={tmp_path / 'background'}"]
+    ranks.run(jobs.train, 2, overrides=[*overrides, *background], save=True)
+    for step in (2, 4, 6, 8, 10):
+        name = f"iter_{step:07d}"
+        [foreground] = ranks.run(jobs.stored_weight_digests, 1, folder=tmp_path / "run" / name)
+        [stored] = ranks.run(jobs.stored_weight_digests, 1, folder=tmp_path / "background" / name)
+        assert stored == foreground, name
+
+
+def test_another_architecture_is_refused_naming_both_values(ranks: Ranks, overrides: list[str], saved: Path) -> None:
+    with pytest.raises(RankError, match=r"model\.ffn_hidden_size: checkpoint 176, config 160"):
+        ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved), "model.ffn_hidden_size=160"])
+
+
+def test_weights_only_checkpoints_have_no_optimizer_to_give(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    ranks.run(jobs.save_initial_weights, 1, overrides=overrides, folder=tmp_path / "weights")
+    with pytest.raises(RankError, match=r"holds weights only; set start_from\.optimizer=false"):
+        ranks.run(jobs.train, 1, overrides=[*overrides, f"start_from.checkpoint={tmp_path / 'weights'}"])
+
+
+def test_a_checkpoint_that_lost_its_marker_is_refused(ranks: Ranks, overrides: list[str], saved: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "iter_0000006"
+    shutil.copytree(saved / "iter_0000006", torn)
+    (torn / checkpoint.MARKER).unlink()
+    with pytest.raises(RankError, match="has no COMPLETE marker"):
+        ranks.run(jobs.train, 1, overrides=[*overrides, f"start_from.checkpoint={torn}"])
+
+
+def test_other_data_under_a_resumed_run_is_refused(ranks: Ranks, overrides: list[str], saved: Path) -> None:
+    swapped = [setting.replace("tokens/code", "tokens/docs") for setting in overrides if "datasets.code" in setting]
+    with pytest.raises(RankError, match="dataset 'code' has manifest digest"):
+        ranks.run(jobs.train, 1, overrides=[*overrides, *swapped, *continued(saved)])
