@@ -25,6 +25,11 @@ def damage(checkpoint: Path) -> None:
 SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "unfinished": (lambda c: (c / "COMPLETE").unlink(), [], "has no COMPLETE marker"),
     "qk_norm": (lambda c: change_run(c, "model", qk_norm=True), [], "model.qk_norm=true"),
+    "no Llama": (
+        lambda c: change_run(c, "model", hidden_size=50, head_dim=8, no_rope=None),
+        [],
+        "model.hidden_size=50 is not a multiple",
+    ),
     "another depth": (lambda c: change_run(c, "model", num_layers=5), [], "missing: decoder.layers.4."),
     "another width": (
         lambda c: change_run(c, "model", ffn_hidden_size=100),
@@ -91,6 +96,10 @@ def broken_model(export: Path) -> None:
     (export / "config.json").write_text(json.dumps(config | {"model_type": "no_such_model"}))
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
 UNFIT: dict[str, tuple[Callable[[Path], Any], bytes | None, str]] = {
     "not a model": (lambda e: (e / "config.json").unlink(), None, "it has no config.json"),
     "no tokenizer": (
@@ -101,6 +110,8 @@ UNFIT: dict[str, tuple[Callable[[Path], Any], bytes | None, str]] = {
     "a tokenizer of nothing": (without_words, None, "ids of the fixed text"),
     "text that is no text": (lambda e: None, b"\xff\xfe\xff", "cannot be read as UTF-8"),
     "text that is too short": (lambda e: None, b"a", "has fewer than two tokens"),
+    "a file cut short": (lambda e: cut(next(e.glob("*.safetensors"))), None, ".safetensors cannot be read"),
+    "no index": (lambda e: (e / "model.safetensors.index.json").write_text("[]"), None, "is not an index of weight files"),
     "a missing file": (lambda e: next(e.glob("*.safetensors")).unlink(), None, "lacks model-0"),
     "a model that does not load": (broken_model, None, "does not load"),
 }
