@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import REPOSITORY
+from tiny_runs import QUICKSTART
 
 from smol_config import load
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.config import RunConfig
-
-QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 
 class Recorder(Callback):

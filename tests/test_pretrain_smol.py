@@ -6,11 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny_runs import QUICKSTART, REPOSITORY
 
 import pretrain_smol
-
-QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
 
 BAD_CONFIG = {
     "unknown key": (["train.micro_batchsize=2"], ["train.micro_batchsize: unknown key", "'micro_batch_size'"]),
@@ -34,7 +32,7 @@ def test_a_bad_configuration_is_refused(
     case: str, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, expected = BAD_CONFIG[case]
-    assert pretrain_smol.main(["--config", QUICKSTART, *overrides, *settings]) == 93
+    assert pretrain_smol.main(["--config", str(QUICKSTART), *overrides, *settings]) == 93
     message = capsys.readouterr().err
     for part in expected:
         assert part in message
@@ -79,7 +77,7 @@ def test_bad_data_is_refused(
     folder = tmp_path / "docs"
     shutil.copytree(corpus / "tokens" / "docs", folder)
     break_it(folder)
-    assert pretrain_smol.main(["--config", QUICKSTART, *overrides, f"data.datasets.docs={folder}"]) == 93
+    assert pretrain_smol.main(["--config", str(QUICKSTART), *overrides, f"data.datasets.docs={folder}"]) == 93
     message = capsys.readouterr().err
     assert message.startswith("error: ") and message.count("\n") == 1, message
     for part in expected:
@@ -89,12 +87,12 @@ def test_bad_data_is_refused(
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["train.global_batch_size=6", "train.micro_batch_size=4"]
-    assert pretrain_smol.main(["--config", QUICKSTART, *overrides, *settings]) == 93
+    assert pretrain_smol.main(["--config", str(QUICKSTART), *overrides, *settings]) == 93
     assert "train.global_batch_size=6 is not divisible by train.micro_batch_size=4" in capsys.readouterr().err
 
 
 def test_a_world_that_does_not_divide_into_models_is_refused(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert pretrain_smol.main(["--config", QUICKSTART, *overrides, "parallel.tensor=2"]) == 93
+    assert pretrain_smol.main(["--config", str(QUICKSTART), *overrides, "parallel.tensor=2"]) == 93
     assert "1 processes do not divide into copies of parallel.tensor=2" in capsys.readouterr().err
 
 
@@ -104,7 +102,7 @@ def test_the_te_backend_is_refused_where_it_does_not_import(overrides: list[str]
 
     if importable("transformer_engine.pytorch"):
         pytest.skip("Transformer Engine imports here")
-    assert pretrain_smol.main(["--config", QUICKSTART, *overrides, "train.backend=te"]) == 93
+    assert pretrain_smol.main(["--config", str(QUICKSTART), *overrides, "train.backend=te"]) == 93
     assert "train.backend is te, but transformer_engine does not import" in capsys.readouterr().err
 
 

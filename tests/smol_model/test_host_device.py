@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from tiny_runs import REPOSITORY
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is rewritten where CUDA is there")
 

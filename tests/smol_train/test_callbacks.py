@@ -65,7 +65,7 @@ def test_a_signal_to_one_rank_saves_for_any_layout_and_exits_85_on_all(
 def test_progress_is_plain_lines_off_a_terminal(capfd: pytest.CaptureFixture[str], overrides: list[str]) -> None:
     import subprocess
 
-    from conftest import REPOSITORY
+    from tiny_runs import REPOSITORY
 
     command = [sys.executable, "pretrain_smol.py", "--config", "configs/quickstart.yaml", *overrides]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}

@@ -52,7 +52,7 @@ def test_finding_nothing_says_what_to_give(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def saved(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished fp32 run: iter_0000006 (end of the first stage) and iter_0000010."""
-    from conftest import tiny_overrides
+    from tiny_runs import tiny_overrides
 
     run = tmp_path_factory.mktemp("saved")
     ranks.run(jobs.train, 1, overrides=tiny_overrides(corpus, run), save=True)

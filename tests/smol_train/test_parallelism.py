@@ -9,8 +9,8 @@ from pathlib import Path
 
 import jobs
 import pytest
-from conftest import tiny_overrides
 from ranks import Ranks
+from tiny_runs import tiny_overrides
 
 LOSS_TOLERANCE = 2e-6
 NORM_TOLERANCE = 1e-5

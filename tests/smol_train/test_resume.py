@@ -9,8 +9,8 @@ from pathlib import Path
 import jobs
 import psutil
 import pytest
-from conftest import REPOSITORY, tiny_overrides
 from ranks import Ranks
+from tiny_runs import REPOSITORY, tiny_overrides
 
 from smol_train import checkpoint
 
