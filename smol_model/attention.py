@@ -3,7 +3,13 @@
 Megatron-Core's local attention refuses packed sequences, so the torch backend's layer spec names this class instead.
 Documents never see each other: on the CPU each document is one causal scaled-dot-product attention of its own, on
 CUDA one variable-length flash attention covers the row. Either way the cost is the sum of the squared lengths.
+
+The flash kernel takes 16-bit numbers and heads of at most 256 channels, a multiple of 8. What it does not take (fp32 runs,
+above all) goes document by document on CUDA too: exact and slower, since the host has to know the lengths in every layer.
 """
+
+import inspect
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -12,7 +18,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
+
+_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.13 has it, 2.11 not
 
 
 class PackedAttention(MegatronModule):
@@ -51,9 +60,9 @@ class PackedAttention(MegatronModule):
         Without `packed_seq_params` the inputs are [s, b, n, d], each sequence one document -> [s, b, heads * d].
         """
         if packed_seq_params is None:
-            output = _causal(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)), self.scale)
-            return output.permute(2, 0, 1, 3).flatten(2)
-        if query.is_cuda:
+            query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+            return _causal(query, key, value, self.scale).permute(2, 0, 1, 3).flatten(2)
+        if query.is_cuda and _flash_takes(query):
             return _varlen(query, key, value, packed_seq_params, self.scale)
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         documents = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value)), strict=True)
@@ -67,12 +76,23 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> T
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
+def _flash_takes(query: Tensor) -> bool:
+    width = query.shape[-1]
+    return query.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+
+
 def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float | None) -> Tensor:
     """One flash attention over all documents of the row, [t, heads, d] -> [t, heads * d]."""
-    from torch.nn.attention.varlen import varlen_attn  # CUDA builds only
-
     repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:  # torch 2.11's varlen_attn has no grouped-query switch; later ones take this path as well
+    options: dict[str, Any] = {}
+    if repeats > 1 and _VARLEN_TAKES_GROUPS:
+        options["enable_gqa"] = True
+    elif repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-    cu, longest = packed.cu_seqlens_q, packed.max_seqlen_q
-    return varlen_attn(query, key, value, cu, cu, longest, longest, scale=scale, window_size=(-1, 0)).flatten(1)
+    borders, longest = packed.cu_seqlens_q, packed.max_seqlen_q
+    causal = (-1, 0)  # the window: all tokens before, none behind
+    output = varlen.varlen_attn(
+        query, key, value, borders, borders, longest, longest, scale=scale, window_size=causal, **options
+    )
+    assert isinstance(output, Tensor)  # a pair only if auxiliary results are asked for
+    return output.flatten(1)

@@ -36,7 +36,8 @@ class ModelConfig(Section):
     z_loss: NonNegativeFloat = 0.0
     """Coefficient of the squared log-partition added to each target's loss (PaLM's z-loss; 1e-4 is usual)."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of all weight matrices; attention and MLP output projections have it divided by sqrt(2 * num_layers)."""
+    """Standard deviation of all weight matrices; those that write to the residual stream (attention and MLP outputs) have
+    it divided by sqrt(2 * num_layers)."""
 
     def problems(self) -> list[str]:
         found = []
@@ -49,7 +50,9 @@ class ModelConfig(Section):
             found.append(f"head_dim={self.kv_channels} is odd; rotary embedding turns pairs of channels, so make it even")
         outside = [layer for layer in self.layers_without_rope if not 0 <= layer < self.num_layers]
         if outside:
-            found.append(f"no_rope: layers {outside} do not exist; num_layers={self.num_layers} gives 0 to {self.num_layers - 1}")
+            found.append(
+                f"no_rope: layers {outside} do not exist; num_layers={self.num_layers} gives 0 to {self.num_layers - 1}"
+            )
         return found
 
     @property

@@ -44,7 +44,9 @@ def resolve_backend(name: Literal["auto", "torch", "te"]) -> Backend:
     if name == "auto":
         return "te" if torch.cuda.is_available() and importable("transformer_engine.pytorch") else "torch"
     if name == "te" and not importable("transformer_engine.pytorch"):
-        raise ConfigError("train.backend is te, but transformer_engine does not import here; install requirements-gpu.txt or use torch")
+        raise ConfigError(
+            "train.backend is te, but transformer_engine does not import here; install requirements-gpu.txt or use torch"
+        )
     return name
 
 
@@ -59,7 +61,9 @@ def importable(module: str) -> bool:
     return True
 
 
-def transformer_config(model: ModelConfig, backend: Backend, precision: Precision = "fp32", **options: Any) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, backend: Backend, precision: Precision = "fp32", **options: Any
+) -> TransformerConfig:
     """Megatron-Core's configuration of `model`; `options` are further fields of it, such as the parallel sizes."""
     without_rope = set(model.layers_without_rope)
     return TransformerConfig(
@@ -168,7 +172,7 @@ class SmolGPT(GPTModel):
         """
         if not (self.z_loss and self.training):
             return super().compute_language_model_loss(labels, logits)
-        log_z = _log_partition(logits.float().clone())  # the cross entropy below works in place
+        log_z = _log_partition(logits.float())  # first: the cross entropies work in place on `logits`
         return super().compute_language_model_loss(labels, logits) + self.z_loss * log_z.square().transpose(0, 1)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -186,7 +190,10 @@ class SmolGPT(GPTModel):
 
 
 def _log_partition(logits: Tensor) -> Tensor:
-    """log(sum(exp(logits))) over a vocabulary split across the tensor-parallel ranks, [..., vocabulary / TP] -> [...]."""
+    """log(sum(exp(logits))) over a vocabulary split across the tensor-parallel ranks, [..., vocabulary / TP] -> [...].
+
+    Keeps nothing of `logits` for the backward pass, so that they may be overwritten afterwards.
+    """
     group = parallel_state.get_tensor_model_parallel_group()
     highest = logits.detach().amax(dim=-1)
     torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX, group=group)
@@ -219,7 +226,7 @@ def build_model(
         parallel_output=not gather_logits,
         share_embeddings_and_output_weights=model.tie_embeddings,
         position_embedding_type="rope",
-        rotary_base=model.rope_theta,  # type: ignore[arg-type]
+        rotary_base=model.rope_theta,
         vp_stage=vp_stage,
     )
     gpt.z_loss = model.z_loss
