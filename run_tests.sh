@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up the environment with the test pins and runs all tests, offline.
+# Sets up the environment with the test pins and runs the tests, offline; the minutes-long ones (-m slow) are left to .ci/run.
 #
 #   bash run_tests.sh [pytest arguments]        for example: bash run_tests.sh tests/smol_data -k permutation
 set -euo pipefail
@@ -8,4 +8,4 @@ source setup.sh
 
 install_requirements requirements.txt requirements-dev.txt
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -m "not slow" "$@"

@@ -35,23 +35,25 @@ make_venv() {
   "$python" -m venv .venv
 }
 
-# install_requirements FILE...: torch first and by its exact version, then the rest, which then finds torch satisfied.
+# install_requirements FILE...: torch first and by its exact version, then the rest, which then finds torch satisfied. A file
+# that is installed as it stands (its checksum is kept in .venv) is not installed again.
 install_requirements() {
-  local stamp=.venv/installed.sha256 wanted
-  wanted=$(cat "$@" | sha256sum)
-  if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-    return
-  fi
+  local file stale=0
+  for file in "$@"; do
+    [[ -f .venv/installed/$file && $(<".venv/installed/$file") == $(sha256sum <"$file") ]] || stale=1
+  done
+  ((stale)) || return 0
   [[ -x .venv/bin/python ]] || make_venv
   local pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input)
-  local torch files=() file
-  torch=$(grep -hm1 '^torch==' "$@") || die "no line torch== in $*"
+  local torch files=()
+  torch=$(grep -m1 '^torch==' requirements.txt) || die "requirements.txt has no line torch==; put it back"
   for file in "$@"; do files+=(-r "$file"); done
   echo "installing $torch"
   "${pip[@]}" "$torch"
   echo "installing $*"
   "${pip[@]}" "${files[@]}"
-  echo "$wanted" >"$stamp"
+  mkdir -p .venv/installed
+  for file in "$@"; do sha256sum <"$file" >".venv/installed/$file"; done
 }
 
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then

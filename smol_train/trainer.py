@@ -70,6 +70,8 @@ class Trainer:
         """Train to the end, or until a stop is requested; returns the process's exit code."""
         try:
             self._tell("on_fit_start", self)
+            if self.state.step >= self.total_steps:
+                logger.info("nothing left to train: the run is complete at step %d", self.state.step)
             while self.state.step < self.total_steps and self.exit_code == DONE:
                 metrics = self._train_step()
                 self._tell("on_step_end", self, metrics)

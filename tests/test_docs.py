@@ -1,0 +1,87 @@
+"""What the documents say is true: paths exist, commands run, every file says what it is for."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import REPOSITORY
+
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def tracked(pattern: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", pattern], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    return [path for line in listed.splitlines() if (path := REPOSITORY / line).is_file()]
+
+
+def tree() -> str:
+    readme = (REPOSITORY / "README.md").read_text()
+    return readme[readme.index("## The tree") : readme.index("Imports run one way")]
+
+
+def test_every_path_in_the_tree_exists() -> None:
+    folder, missing = Path(), []
+    for line in tree().splitlines():
+        if match := re.match(r"    (\w+)/\s", line):
+            folder = Path(match[1])
+            missing += [] if (REPOSITORY / folder).is_dir() else [str(folder)]
+        for name in re.findall(r"\b\w+\.(?:py|sh)\b", line):
+            places = (Path(), folder, folder / "callbacks")
+            missing += [] if any((REPOSITORY / place / name).exists() for place in places) else [f"{folder}: {name}"]
+    assert not missing
+
+
+def test_the_tree_names_every_module_of_the_main_packages() -> None:
+    text = tree()
+    modules = [path for package in ("smol_model", "smol_data", "smol_train") for path in tracked(f"{package}/*.py")]
+    unnamed = [str(p.relative_to(REPOSITORY)) for p in modules if p.parent.name != "callbacks" and p.name not in text]
+    assert [name for name in unnamed if not name.endswith("__init__.py")] == []
+
+
+def test_links_and_folders_in_the_documents_exist() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("path", tracked("*.py"), ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_file_says_what_it_is_for(path: Path) -> None:
+    source = path.read_text()
+    if source.strip():
+        assert ast.get_docstring(ast.parse(source)), "open the file with a docstring"
+
+
+def commands() -> list[str]:
+    """Commands of ours in the documents that need neither data nor a GPU: those with --dry-run, or a --help of each."""
+    found = set()
+    for document in DOCUMENTS:
+        for command in re.findall(
+            r"python (?:pretrain_smol\.py|-m (?:data_tools|conversion|smol_train\.\w+)) ?[^\n`|]*", document.read_text()
+        ):
+            words = shlex.split(command.split("->")[0], comments=True)[1:]
+            if "--dry-run" in words:
+                found.add(shlex.join(words))
+            elif words[0] == "-m":
+                subcommand = [word for word in words[2:3] if re.fullmatch(r"[a-z-]+", word)]
+                found.add(shlex.join([*words[:2], *subcommand, "--help"]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_documents_run(command: str) -> None:
+    result = subprocess.run(
+        [sys.executable, *shlex.split(command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_scripts_are_strict_and_say_what_they_do() -> None:
+    for script in [*tracked("*.sh"), REPOSITORY / ".ci" / "run"]:
+        lines = script.read_text().splitlines()
+        assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# "), script
+        assert "set -euo pipefail" in lines, script
+        subprocess.run(["bash", "-n", str(script)], check=True)

@@ -1,0 +1,60 @@
+"""The quickstart as a stranger runs it, in a copy of the repository: minutes long."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny_runs import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files and this environment, which the set-up then finds installed."""
+    if not (REPOSITORY / ".venv" / "installed" / "requirements.txt").exists():
+        pytest.skip("the environment was not made by setup.sh; run bash run_tests.sh")
+    target = tmp_path_factory.mktemp("repository")
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if (REPOSITORY / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, target / name)
+    (target / ".venv").symlink_to(REPOSITORY / ".venv")
+    return target
+
+
+def quickstart(copy: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["bash", "quickstart.sh", *arguments], cwd=copy, capture_output=True, text=True, timeout=1500, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def test_the_quickstart_learns_converts_and_can_be_called_again(copy: Path) -> None:
+    output = quickstart(copy)
+    root = copy / "runs" / "quickstart"
+    lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+    untrained = math.log(4096)
+    assert lines[0]["train/loss"] == pytest.approx(untrained, abs=0.2)
+    assert lines[-1]["train/loss"] <= 0.55 * untrained
+    differences = [float(found) for found in re.findall(r"(\d\.\de[+-]\d\d)   \(", output)]
+    assert len(differences) == 2 and max(differences) < 1e-3
+    assert (root / "loss.png").stat().st_size > 10_000
+    assert json.loads((root / "hf" / "parity.json").read_text())["passed"] is True
+    assert "def read_text(path):" in output
+
+    again = quickstart(copy)
+    assert "sample" in again
+    assert (root / "run" / "metrics.jsonl").read_text().count("\n") == len(lines), "no step was trained twice"
+
+
+def test_an_unknown_argument_is_refused(copy: Path) -> None:
+    result = subprocess.run(["bash", "quickstart.sh", "--fersh"], cwd=copy, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "unknown argument --fersh" in result.stderr
