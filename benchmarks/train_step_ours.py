@@ -1,0 +1,100 @@
+"""Our side of benchmarks.train_step: the real Trainer with its loader and its metrics, nothing evaluated or saved."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.train_step_job import Job, Measurement, serve
+from conversion.weights import weight_table
+from pretrain_smol import quiet_known_warnings
+from smol_config import UserError, load
+from smol_train.callbacks.base import Callback, Metrics
+from smol_train.callbacks.metrics import MetricsWriter, peak_tflops
+from smol_train.config import RunConfig
+
+if TYPE_CHECKING:
+    from smol_train.trainer import Trainer
+
+
+class Recorder(Callback):
+    """Takes the timed steps' seconds, last of the callbacks so that theirs are in the wall clock; ends the run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.result = job, Measurement()
+        self.profiler: Any = None
+        self.last = 0.0
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        self.last = time.perf_counter()
+
+    def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
+        done, job = trainer.state.step, self.job
+        now = time.perf_counter()
+        self.result.losses.append(metrics["train/loss"])
+        if done > job.warmup:
+            parts = [metrics[f"perf/{part}_seconds"] for part in ("data_wait", "forward_backward", "optimizer")]
+            self.result.add(now - self.last, *parts)
+        if done == job.warmup and job.profile_rows:
+            self._start_profiler()
+        if done == job.warmup + job.steps - 1:
+            trainer.request_stop(85)  # after the coming step
+        self.last = time.perf_counter()
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        if self.profiler is not None:
+            self.profiler.stop()
+            key = "self_cuda_time_total" if trainer.ranks.device.type == "cuda" else "self_cpu_time_total"
+            rows = self.profiler.key_averages(group_by_input_shape=True)
+            print(rows.table(sort_by=key, row_limit=self.job.profile_rows, max_name_column_width=48))
+
+    def _start_profiler(self) -> None:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self.profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+        self.profiler.start()
+
+
+def measure(job: Job) -> Measurement:
+    """Train warm-up and timed steps; the first measurement also writes the initial weights for the peer."""
+    quiet_known_warnings()
+    from smol_model.spec import resolve_backend
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    config = load(RunConfig, job.config, job.overrides)
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        recorder = Recorder(job)
+        try:
+            trainer = Trainer(config, ranks, [MetricsWriter(), recorder])
+            if job.weights and not Path(job.weights).exists():
+                write_initial_weights(trainer, Path(job.weights))
+            trainer.fit()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{job.config} with train.micro_batch_size={config.train.micro_batch_size} does not fit into the GPU's memory; "
+                f"lower it, or data.sequence_length, or take a smaller model"
+            ) from error
+        recorder.result.name = f"this repository, {resolve_backend(config.train.backend)} backend"
+        recorder.result.peak_tflops = peak_tflops(ranks.device, config.logging.peak_tflops)
+        return recorder.result
+
+
+def write_initial_weights(trainer: "Trainer", path: Path) -> None:
+    """The trainer's weights under transformers' names, dtype kept."""
+    from smol_train.optim import parameter_names
+
+    model, parameters = trainer.config.model, parameter_names(trainer.model)
+    tensors: dict[str, torch.Tensor] = {}
+    for weight in weight_table(model):
+        for name, tensor in weight.split(parameters[weight.megatron].detach(), model).items():
+            tensors[name] = tensor.clone().contiguous()
+    save_file(tensors, str(path))
+
+
+if __name__ == "__main__":
+    sys.exit(serve(measure))
