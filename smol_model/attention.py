@@ -1,7 +1,7 @@
 """Core attention over packed documents for the torch backend; Transformer Engine brings its own for the te backend.
 
 Megatron-Core's local attention refuses packed sequences, so the torch backend's layer spec names this class instead.
-Documents never see each other: on the CPU each document is one causal scaled-dot-product attention of its own, on
+Documents never see each other: on the CPU each document is one causal scaled-dot-product attention of its own, in fp32, on
 CUDA one variable-length flash attention covers the row. Either way the cost is the sum of the squared lengths.
 
 The flash kernel takes 16-bit numbers and heads of at most 256 channels, a multiple of 8. What it does not take (fp32 runs,
@@ -65,9 +65,12 @@ class PackedAttention(MegatronModule):
         if query.is_cuda and _flash_takes(query):
             return _varlen(query, key, value, packed_seq_params, self.scale)
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
-        documents = zip(*(tensor.transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value)), strict=True)
+        # torch's kernel for CPUs takes bf16, but its backward pass is then half as fast as in fp32.
+        dtype = query.dtype if query.is_cuda else torch.float32
+        inputs = (tensor.to(dtype).transpose(0, 1).split(lengths, dim=1) for tensor in (query, key, value))
+        documents = zip(*inputs, strict=True)
         outputs = [_causal(q[None], k[None], v[None], self.scale)[0].transpose(0, 1) for q, k, v in documents]
-        return torch.cat(outputs).flatten(1)
+        return torch.cat(outputs).flatten(1).to(query.dtype)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
