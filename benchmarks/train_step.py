@@ -170,7 +170,8 @@ def _start(side: str, job: Job, folder: Path) -> Measurement:
     command = [sys.executable, "-m", f"benchmarks.train_step_{side}", str(asked), str(answered)]
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # each side is alone
     environment = {name: value for name, value in os.environ.items() if name not in launcher}
-    environment |= {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
+    paths = [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    environment |= {"OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
