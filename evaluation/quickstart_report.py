@@ -17,12 +17,14 @@ from typing import Any
 from smol_config import UserError, load_mapping
 
 PROMPT = "def read_text(path):\n    "
+LAST_STEPS = 20
+"""A step's batch holds a few windows, so single losses jump with what is in them."""
 TOLERANCE = 1e-3
 """Nats. bf16 kernels of two implementations round differently; over thousands of targets that averages out."""
 
 
-def last_evaluation(run: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(first line, newest line with held-out losses) of a run's metrics."""
+def read_run(run: Path, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(all lines, newest line with held-out losses) of a run's metrics."""
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is missing; train the run first (bash quickstart.sh does)")
@@ -30,7 +32,7 @@ def last_evaluation(run: Path, names: Sequence[str]) -> tuple[dict[str, Any], di
     evaluated = [line for line in lines if all(f"eval/loss/{name}" in line for name in names)]
     if not evaluated:
         raise UserError(f"{path} holds no held-out losses of {', '.join(names)}; let the run finish")
-    return lines[0], evaluated[-1]
+    return lines, evaluated[-1]
 
 
 def report(config_path: Path, hf: Path) -> bool:
@@ -41,17 +43,18 @@ def report(config_path: Path, hf: Path) -> bool:
 
     config = load_mapping(config_path)
     data, run = config["data"], Path(config["train"]["output_dir"])
-    first, last = last_evaluation(run, list(data["held_out"]))
+    lines, last = read_run(run, list(data["held_out"]))
     model = AutoModelForCausalLM.from_pretrained(hf, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(hf)
 
     vocabulary = config["model"]["vocab_size"]
     untrained = math.log(vocabulary)
     parameters = sum(p.numel() for p in model.parameters())
-    losses = f"{first['train/loss']:.3f} -> {last['train/loss']:.3f}"
+    end = sum(line["train/loss"] for line in lines[-LAST_STEPS:]) / len(lines[-LAST_STEPS:])
+    losses = f"{lines[0]['train/loss']:.3f} -> {end:.3f} (mean of the last {LAST_STEPS} steps)"
     print(f"model           {parameters:,} parameters, {type(model).__name__}, vocabulary {vocabulary:,}")
     print(f"trained         {last['tokens']:,} tokens in {last['step']:,} steps")
-    print(f"training loss   {losses}, {last['train/loss'] / untrained:.0%} of ln(vocabulary) = {untrained:.3f}")
+    print(f"training loss   {losses}, {end / untrained:.1%} of ln(vocabulary) = {untrained:.3f}")
     print("held-out loss   dataset   Megatron-Core   transformers   difference")
     agree = True
     for name, folder in data["held_out"].items():

@@ -42,7 +42,7 @@ def test_the_quickstart_learns_converts_and_can_be_called_again(copy: Path) -> N
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
     untrained = math.log(4096)
     assert lines[0]["train/loss"] == pytest.approx(untrained, abs=0.2)
-    assert lines[-1]["train/loss"] <= 0.55 * untrained
+    assert sum(line["train/loss"] for line in lines[-20:]) / 20 <= 0.55 * untrained
     differences = [float(found) for found in re.findall(r"(\d\.\de[+-]\d\d)   \(", output)]
     assert len(differences) == 2 and max(differences) < 1e-3
     assert (root / "loss.png").stat().st_size > 10_000
