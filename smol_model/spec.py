@@ -6,7 +6,8 @@ Two backends build the same network with the same checkpoint:
     te      Transformer Engine's kernels: norm fused into the linear that follows it, flash attention; GPUs
 
 Their parameters have different names in memory (the te backend keeps a norm's weight inside the linear) and the same
-sharded keys on disk, so a run may change its backend from one checkpoint to the next.
+sharded keys on disk, so weights and fully reshardable optimizer state of either load into the other. Not so the
+dp_reshardable form: it holds flat buffers in the order of the parameters in memory, and that order differs.
 """
 
 import functools
