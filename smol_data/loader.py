@@ -24,7 +24,8 @@ from smol_config import nearest
 from smol_data.batch import PackedBatch, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
-from smol_data.order import Order, Segment, batch_at, total_steps
+from smol_data.order import Order
+from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
 
 PREFETCH = 2  # batches ready in DALI and as many ahead of it: hides a slow read, costs 28 bytes a token each

@@ -25,37 +25,7 @@ import numpy as np
 
 from smol_data.manifest import DataError
 from smol_data.permutation import permute, permute_many, round_keys
-from smol_data.schedule import (
-    GlobalBatch,
-    Segment,
-    batch_at,
-    resolve_segments,
-    samples_before,
-    segment_of,
-    step_of,
-    total_steps,
-    truncate,
-)
-
-__all__ = [
-    "ORDER_VERSION",
-    "GlobalBatch",
-    "Location",
-    "Mixture",
-    "Order",
-    "Segment",
-    "batch_at",
-    "check_fingerprint",
-    "dataset_positions",
-    "fingerprint",
-    "history_of",
-    "resolve_segments",
-    "samples_before",
-    "segment_of",
-    "step_of",
-    "total_steps",
-    "truncate",
-]
+from smol_data.schedule import Segment, segment_of, truncate
 
 ORDER_VERSION = 1
 

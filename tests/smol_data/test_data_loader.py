@@ -12,7 +12,8 @@ from smol_data.batch import PackedBatch, pack
 from smol_data.config import DataConfig, StageConfig
 from smol_data.loader import HeldOutLoader, TrainLoader
 from smol_data.manifest import DataError
-from smol_data.order import Order, Segment, batch_at, resolve_segments, total_steps, truncate
+from smol_data.order import Order
+from smol_data.schedule import Segment, batch_at, resolve_segments, total_steps, truncate
 from smol_data.shards import TokenDataset
 
 S = 32

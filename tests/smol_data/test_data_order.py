@@ -11,19 +11,8 @@ from hypothesis import strategies as st
 from smol_data import order as order_module
 from smol_data.config import StageConfig
 from smol_data.manifest import DataError
-from smol_data.order import (
-    Location,
-    Mixture,
-    Order,
-    Segment,
-    check_fingerprint,
-    dataset_positions,
-    fingerprint,
-    history_of,
-    resolve_segments,
-    total_steps,
-    truncate,
-)
+from smol_data.order import Location, Mixture, Order, check_fingerprint, dataset_positions, fingerprint, history_of
+from smol_data.schedule import Segment, resolve_segments, total_steps, truncate
 
 S = 16
 WEIGHTS = {"web": 0.6, "code": 0.3, "math": 0.1}
