@@ -7,7 +7,7 @@
 
 Every rank writes its share (fully parallel strategies). The optimizer's state is stored in one of two forms:
 
-    dp_reshardable       cheap: no communication; loads on any data-parallel size, the same TP and PP
+    dp_reshardable       cheap: no communication; loads on any data-parallel size, the same TP, PP and backend
     fully_reshardable    gathered over the data-parallel ranks first; loads on any layout
 
 Periodic saves of bf16 runs take the first, saves at a stage's end, on a signal, on request and at the end the second.
@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from smol_config import UserError, load_mapping, parse, to_yaml
 from smol_model.config import ModelConfig
-from smol_model.spec import SmolGPT
+from smol_model.spec import SmolGPT, resolve_backend
 from smol_train.config import RunConfig
 from smol_train.model import gathered_parameters, unwrap
 from smol_train.optim import METADATA
@@ -67,6 +67,8 @@ class TrainState:
     """Form of the optimizer's state; None: weights only."""
     layout: dict[str, int] = field(default_factory=dict)
     """tensor, pipeline, context and data-parallel sizes that saved."""
+    backend: str = ""
+    """torch or te: they keep parameters in another order, on which the dp_reshardable form relies."""
     reason: str = ""
     """Why this checkpoint was saved."""
     rng: str = "none: nothing random happens after initialisation, and the data order is a function of the sample number"
@@ -204,7 +206,8 @@ def _stamped(state: TrainState, form: OptimizerForm, config: RunConfig) -> Train
     parallel = config.parallel
     layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
     layout["data"] = parallel_state.get_data_parallel_world_size()
-    return TrainState(**{**asdict(state), "optimizer": form, "layout": layout, "versions": _versions()})
+    backend = resolve_backend(config.train.backend)
+    return replace(state, optimizer=form, layout=layout, backend=backend, versions=_versions())
 
 
 def _versions() -> dict[str, str]:
@@ -283,11 +286,14 @@ def _check_architecture(folder: Path, model: ModelConfig | None) -> None:
 def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None:
     if state.optimizer is None:
         raise CheckpointError(f"checkpoint {folder} holds weights only; set start_from.optimizer=false")
-    same_layout = (state.layout["tensor"], state.layout["pipeline"]) == (config.parallel.tensor, config.parallel.pipeline)
-    if state.optimizer == "dp_reshardable" and not same_layout:
+    if state.optimizer == "fully_reshardable":
+        return
+    parallel = config.parallel
+    saved = (state.layout["tensor"], state.layout["pipeline"], state.backend)
+    now = (parallel.tensor, parallel.pipeline, resolve_backend(config.train.backend))
+    if saved != now:
         raise CheckpointError(
-            f"checkpoint {folder} is a periodic save of parallel.tensor={state.layout['tensor']}, "
-            f"parallel.pipeline={state.layout['pipeline']}, whose optimizer state does not load on "
-            f"tensor={config.parallel.tensor}, pipeline={config.parallel.pipeline}; resume on the old layout and stop "
-            f"it with a signal, which saves for any layout, or take over weights only with start_from.optimizer=false"
+            f"checkpoint {folder} is a periodic save of parallel.tensor={saved[0]}, parallel.pipeline={saved[1]} on the "
+            f"{saved[2]} backend, whose optimizer state does not load on tensor={now[0]}, pipeline={now[1]} on {now[2]}; resume "
+            f"as it was and stop it with a signal, which saves for any layout, or set start_from.optimizer=false"
         )

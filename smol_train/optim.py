@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from smol_config import ConfigError, nearest
 from smol_model.spec import DTYPES
-from smol_train.config import RunConfig
+from smol_train.config import OptimConfig, RunConfig
 from smol_train.model import unwrap
 
 METADATA = {"non_homogeneous_layers": True}
@@ -48,10 +48,16 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> Megatr
     return optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:
-    """Set the rate of every parameter group for the coming step."""
+def set_hyperparameters(optimizer: MegatronOptimizer, optim: OptimConfig, learning_rate: float) -> None:
+    """Set what every parameter group goes by in the coming step.
+
+    Weight decay is set here because Megatron-Core only marks exempt groups (`wd_mult`) and leaves the product to its own
+    scheduler, which is not used; the rest, so that the configuration and not a loaded checkpoint decides.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+        group["weight_decay"] = optim.weight_decay * group["wd_mult"]
+        group["betas"], group["eps"] = optim.betas, optim.eps
 
 
 def parameter_names(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:

@@ -26,7 +26,7 @@ from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint import TrainState
 from smol_train.config import RunConfig, StartFromConfig
 from smol_train.model import build_training_model
-from smol_train.optim import build_optimizer, set_learning_rate
+from smol_train.optim import build_optimizer, set_hyperparameters
 from smol_train.parallel import Ranks
 from smol_train.schedule import learning_rate
 from smol_train.step import forward_step
@@ -108,7 +108,7 @@ class Trainer:
         self.batches.seconds = 0.0
         batch = batch_at(self.segments, self.state.step)
         rate = learning_rate(self.config.optim, self.total_steps, self.state.step + 1)
-        set_learning_rate(self.optimizer, rate)
+        set_hyperparameters(self.optimizer, self.config.optim, rate)
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()

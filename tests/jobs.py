@@ -134,20 +134,21 @@ def initial_weights(overrides: Sequence[str], one_seed: bool = False) -> dict[st
 
 
 def decay_by_name(overrides: Sequence[str]) -> dict[str, float]:
-    """Weight decay of this rank's parameters as the optimizer's groups have it, by checkpoint name."""
+    """Weight decay that a step applies to this rank's parameters, by checkpoint name."""
     from smol_train.model import build_training_model
-    from smol_train.optim import build_optimizer, parameter_names
+    from smol_train.optim import build_optimizer, parameter_names, set_hyperparameters
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
         model = build_training_model(config)
         optimizer = build_optimizer(config, model)
+        set_hyperparameters(optimizer, config.optim, learning_rate=1e-3)
         names = parameter_names(model)
         [inner] = optimizer.chained_optimizers
         # At a data-parallel size of 1 a rank's shard is all of its parameters, in the groups' order.
         groups = {
-            parameter: group["wd_mult"] * config.optim.weight_decay
+            parameter: group["weight_decay"]
             for group_range, group in zip(inner.opt_group_ranges, inner.param_groups, strict=True)
             for parameter in group_range["params"]
         }

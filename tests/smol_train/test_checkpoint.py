@@ -71,7 +71,7 @@ def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
     assert (state["step"], state["samples"], state["tokens"]) == (10, 80, 80 * 64)
     assert state["optimizer"] == "fully_reshardable"
     assert state["layout"] == {"tensor": 1, "pipeline": 1, "context": 1, "data": 1}
-    assert state["reason"] == "end of stage decay"
+    assert (state["backend"], state["reason"]) == ("torch", "end of stage decay")
     assert set(state["versions"]) == {"torch", "megatron-core"}
     assert set(state["data"]["manifests"]) == {"code", "docs"}
     assert yaml.safe_load((folder / "run.yaml").read_text())["model"]["hidden_size"] == 64
@@ -119,6 +119,10 @@ def test_a_periodic_bf16_save_loads_on_its_layout_only(ranks: Ranks, overrides: 
     assert next_run["start"] == 4
     with pytest.raises(RankError, match=r"periodic save of parallel.tensor=1.*does not load on tensor=2"):
         ranks.run(jobs.train, 2, overrides=[*bf16, *start, "parallel.tensor=2"])
+    state = tmp_path / "run" / "iter_0000004" / "state.json"
+    state.write_text(state.read_text().replace('"backend": "torch"', '"backend": "te"'))
+    with pytest.raises(RankError, match=r"on the te backend, whose optimizer state does not load on .* on torch"):
+        ranks.run(jobs.train, 1, overrides=[*bf16, *start])
 
 
 def test_saving_in_the_background_stores_the_state_of_its_step(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
