@@ -294,6 +294,6 @@ def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None
     if saved != now:
         raise CheckpointError(
             f"checkpoint {folder} is a periodic save of parallel.tensor={saved[0]}, parallel.pipeline={saved[1]} on the "
-            f"{saved[2]} backend, whose optimizer state does not load on tensor={now[0]}, pipeline={now[1]} on {now[2]}; resume "
+            f"{saved[2]} backend, which does not load on tensor={now[0]}, pipeline={now[1]} on {now[2]}; resume "
             f"as it was and stop it with a signal, which saves for any layout, or set start_from.optimizer=false"
         )
