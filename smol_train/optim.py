@@ -6,8 +6,17 @@ from typing import Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
+from megatron.core import utils
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, ParamKey, distrib_optimizer, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    clip_grads,
+    distrib_optimizer,
+    get_megatron_optimizer,
+)
+from megatron.core.optimizer import optimizer as optimizer_module
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from torch.optim.adamw import adamw
@@ -26,6 +35,8 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> Megatr
     optim = config.optim
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER or not torch.cuda.is_available():
         _use_own_adamw()
+    if not torch.cuda.is_available():
+        _use_torch_for_norms()
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -95,6 +106,14 @@ def _use_own_adamw() -> None:
     """
     megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = AdamW, False
     distrib_optimizer.Adam, distrib_optimizer.HAVE_APEX_OR_TE, distrib_optimizer.USING_TE_OPTIMIZER = AdamW, True, True
+
+
+def _use_torch_for_norms() -> None:
+    """Gradient norms and clipping by torch, on a host without CUDA where Transformer Engine's kernels import all the same."""
+    for module in (clip_grads, optimizer_module):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
 
 
 class AdamW(torch.optim.Optimizer):
