@@ -1,6 +1,7 @@
 """RunConfig -> the network wrapped for mixed precision and data parallelism, ready for the optimizer and the schedule."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,9 +39,26 @@ def build_training_model(config: RunConfig) -> DistributedDataParallel:
         ),
         Float16Module(megatron, network) if megatron.bf16 else network,
     )
+    if parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1:
+        _gather_nothing(model)
     megatron.finalize_model_grads_func = finalize_model_grads
     megatron.no_sync_func = model.no_sync if config.parallel.overlap else None
     return model
+
+
+def _gather_nothing(model: DistributedDataParallel) -> None:
+    """Leave out the gather of updated weights where one rank has them all already.
+
+    Over gloo it would copy the buffer onto itself in gloo's own threads. Each of them starts OpenMP workers for that, and
+    with more OpenMP threads than cores libgomp lets all of them sleep between two operations: on two cores an elementwise
+    operation of this process then takes 100 microseconds instead of 25, for the rest of the run.
+    """
+
+    def dispatched(group: Any, force_sync: bool = False) -> None:
+        group.param_gather_dispatched = True
+
+    for group in (*model.bucket_groups, *model.expert_parallel_bucket_groups):
+        group.start_param_sync = functools.partial(dispatched, group)
 
 
 def _network(config: RunConfig, megatron: TransformerConfig, backend: Backend) -> SmolGPT:
