@@ -24,7 +24,8 @@ def number(text: str, pattern: str) -> float:
 
 def test_table_has_both_sides_and_their_losses_agree(overrides: list[str], tmp_path: Path) -> None:
     output = tmp_path / "table.md"
-    assert main([*SHORT, "--output", str(output), *overrides]) == 0
+    # fp32, and our attention sees whole windows as the peer's does: what is left is rounding.
+    assert main([*SHORT, "--output", str(output), *overrides, "data.document_mask=false"]) == 0
     text = output.read_text(encoding="utf8")
     for field in (
         "    python -m benchmarks.train_step --config",
@@ -45,9 +46,8 @@ def test_table_has_both_sides_and_their_losses_agree(overrides: list[str], tmp_p
     for side in (1, 2):
         assert number(text, r"\*\*tokens/s\*\*" + r" \| \*\*([\d,]+)\*\*" * side) > 0
     assert number(text, r"Ratio ours / peer: \*\*([\d.]+)\*\*") > 0
-    # fp32 and the same weights: what is left is the documents that the peer's attention crosses.
-    assert number(text, r"losses differ by ([\d.e+-]+) at step 1") < 2e-3
-    assert number(text, r"at step 1 and by ([\d.e+-]+) at step 3") < 2e-2
+    assert number(text, r"losses differ by ([\d.e+-]+) at step 1") < 1e-5
+    assert number(text, r"at step 1 and by ([\d.e+-]+) at step 3") < 1e-4
 
 
 def test_synthetic_tokens_stand_in_for_absent_data(overrides: list[str], tmp_path: Path) -> None:
