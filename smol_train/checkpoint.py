@@ -96,8 +96,13 @@ def find(path: str | Path) -> Path:
     if whole := whole_checkpoints(path):
         return whole[-1]
     if (path / "metadata.json").exists() or path.name.startswith("iter_"):
-        raise CheckpointError(f"checkpoint {path} has no {MARKER} marker, so its save did not finish; use an earlier one")
+        _check_whole(path)
     raise CheckpointError(f"no whole checkpoint in {path}; give an iter_* folder or a run's folder that holds one")
+
+
+def _check_whole(folder: Path) -> None:
+    if not (folder / MARKER).is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {MARKER} marker, so its save did not finish; use an earlier one")
 
 
 def remove_old(run: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
@@ -231,6 +236,7 @@ def load(
     folder: Path, config: RunConfig, model: DistributedDataParallel, optimizer: MegatronOptimizer, with_optimizer: bool
 ) -> TrainState:
     """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit."""
+    _check_whole(folder)
     state = read_state(folder)
     _check_architecture(folder, config.model)
     if with_optimizer:
@@ -252,7 +258,7 @@ def load(
 
 def load_weights(folder: Path, network: SmolGPT) -> None:
     """Load a checkpoint's weights into a network without wrappers, as conversion and verification do."""
-    _check_architecture(folder, None)
+    _check_whole(folder)
     loaded = _read(folder, {"model": network.sharded_state_dict(metadata=_metadata(None))})
     network.load_state_dict(loaded["model"])
 
@@ -269,11 +275,7 @@ _MAY_CHANGE = {"rope_theta", "z_loss", "init_std"}
 """Settings of the architecture that a later run may change: they decide no tensor."""
 
 
-def _check_architecture(folder: Path, model: ModelConfig | None) -> None:
-    if not (folder / MARKER).is_file():
-        raise CheckpointError(f"checkpoint {folder} has no {MARKER} marker, so its save did not finish; use an earlier one")
-    if model is None:
-        return
+def _check_architecture(folder: Path, model: ModelConfig) -> None:
     stored, now = read_model_config(folder).model_dump(), model.model_dump()
     differing = [name for name in now if stored[name] != now[name] and name not in _MAY_CHANGE]
     if differing:

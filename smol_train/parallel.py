@@ -30,8 +30,6 @@ class Ranks:
     rank: int
     data_parallel_size: int
     data_parallel_rank: int
-    first_stage: bool
-    last_stage: bool
     device: torch.device
 
     @property
@@ -61,8 +59,6 @@ def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[Ranks]:
             rank=torch.distributed.get_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
-            first_stage=parallel_state.is_pipeline_first_stage(),
-            last_stage=parallel_state.is_pipeline_last_stage(),
             device=device,
         )
     finally:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from smol_config import ConfigError
 from smol_data.batch import PackedBatch
 from smol_data.loader import TrainLoader
 from smol_data.order import check_fingerprint, fingerprint, history_of
@@ -43,7 +42,6 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> None:
         self.config, self.ranks, self.callbacks = config, ranks, callbacks
         self.output_dir = Path(config.train.output_dir)
-        self._check_batch()
         self.model = build_training_model(config)
         self.optimizer = build_optimizer(config, self.model)
         self.state, history = self._restore()
@@ -64,7 +62,7 @@ class Trainer:
         )
         self._check_data()
         self.batches = _TimedIterator(self.loader)
-        self.exit_code = DONE
+        self.exit_code = self._wanted_code = DONE
 
     def fit(self) -> int:
         """Train to the end, or until a stop is requested; returns the process's exit code."""
@@ -101,8 +99,6 @@ class Trainer:
 
     # --- one step ------------------------------------------------------------------------------------------------------------
 
-    _wanted_code = DONE
-
     def _train_step(self) -> Metrics:
         started = time.perf_counter()
         self.batches.seconds = 0.0
@@ -112,7 +108,7 @@ class Trainer:
         self.model.train()
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = self.forward_backward(self.batches, self._micro_batches(batch.batch_size), forward_only=False)
+        reports = self.forward_backward(self.batches, self.loader.micro_batches(self.state.step), forward_only=False)
         self._synchronize()
         passed = time.perf_counter()
         _, grad_norm, _ = self.optimizer.step()
@@ -176,9 +172,6 @@ class Trainer:
         self.exit_code = code
         return total / max(targets, 1.0), targets
 
-    def _micro_batches(self, batch_size: int) -> int:
-        return batch_size // (self.config.train.micro_batch_size * self.ranks.data_parallel_size)
-
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
@@ -213,14 +206,6 @@ class Trainer:
 
     def _load(self, folder: Path, with_optimizer: bool) -> TrainState:
         return checkpoint.load(folder, self.config, self.model, self.optimizer, with_optimizer)
-
-    def _check_batch(self) -> None:
-        train, size = self.config.train, self.ranks.data_parallel_size
-        if train.global_batch_size % (train.micro_batch_size * size):
-            raise ConfigError(
-                f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
-                f"{train.micro_batch_size} x {size} data-parallel ranks; change one of them or the number of processes"
-            )
 
     def _check_data(self) -> None:
         if self.state.data:
