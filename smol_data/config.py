@@ -5,7 +5,7 @@ Together with each dataset's `manifest.json` this section is the dataset spec: n
 
 import math
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from smol_config import Section, nearest
 
@@ -21,6 +21,10 @@ class StageConfig(Section):
     """Length in tokens, rounded up to whole steps."""
     weights: dict[str, float]
     """Share of the samples by dataset name; normalised, so the sum need not be 1. A weight of 0 leaves the dataset out."""
+    keep: float | None = Field(default=None, gt=0, lt=1)
+    """Share of this stage's samples that keeps the mixture of the stage before; `weights` take the rest. An annealing of 60 %
+    of a candidate on 40 % of the running mixture is `{name: anneal, steps: 20000, keep: 0.4, weights: {candidate: 1}}`. The
+    resolved configuration holds the weights that come of it, and no `keep`."""
 
     def problems(self) -> list[str]:
         found = []
@@ -55,6 +59,17 @@ class DataConfig(Section):
     """Ranges [first, end) of samples never to be trained on, each widened to whole global batches: the way past a loss
     spike. Ranges that lie behind a resumed run's position must stay as they were."""
 
+    @field_validator("stages")
+    @classmethod
+    def _mix(cls, stages: list[StageConfig]) -> list[StageConfig]:
+        """Stages with `keep` get their full weights, so that every later reader sees plain weights."""
+        if stages[0].keep is not None:
+            raise ValueError(f"stage {stages[0].name!r} is the first and has no mixture before it to keep; remove keep")
+        mixed = stages[:1]
+        for stage in stages[1:]:
+            mixed.append(_after(mixed[-1], stage) if stage.keep is not None else stage)
+        return mixed
+
     def problems(self) -> list[str]:
         found = []
         for index, stage in enumerate(self.stages):
@@ -67,3 +82,13 @@ class DataConfig(Section):
         if bad := [span for span in self.skip_samples if span[0] >= span[1]]:
             found.append(f"skip_samples: {bad} are not ranges [first, end) with first < end")
         return found
+
+
+def _after(before: StageConfig, stage: StageConfig) -> StageConfig:
+    """`stage` with its `keep` worked into its weights, which then sum to 1."""
+    if stage.keep is None or stage.problems() or before.problems():
+        return stage  # the problems are reported with the rest of the section
+    shares = {name: stage.keep * weight / sum(before.weights.values()) for name, weight in before.weights.items() if weight}
+    for name, weight in stage.weights.items():
+        shares[name] = shares.get(name, 0.0) + (1 - stage.keep) * weight / sum(stage.weights.values())
+    return stage.model_copy(update={"weights": shares, "keep": None})

@@ -1,8 +1,8 @@
 """`manifest.json`: what a token dataset folder holds and by which tokenizer it was made.
 
 Written once by data_tools after all shards are whole; read by every consumer. Nothing is guessed from file sizes or
-names: dtype, vocabulary, end-of-document id and the SHA-256 of every file stand here. Beside it lie datatrove's files:
-`*.ds` (raw little-endian token ids, no header), `*.ds.index` (uint64 document ends in tokens) and `*.ds.metadata`.
+names: dtype, vocabulary, end-of-document id and the SHA-256 of every file stand here. Beside it lie datatrove's files
+(`*.ds`, `*.ds.index`, `*.ds.metadata`) or Megatron's (`*.bin`, `*.idx`); smol_data.files gives their layout.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ class FileEntry(Section):
     bytes: NonNegativeInt
     sha256: str
     tokens: NonNegativeInt | None = None
-    """For `*.ds` only."""
+    """For shards (`*.ds`, `*.bin`) only."""
     documents: NonNegativeInt | None = None
-    """For `*.ds` only."""
+    """For shards (`*.ds`, `*.bin`) only."""
 
 
 class Manifest(Section):
@@ -50,8 +50,8 @@ class Manifest(Section):
     vocab_size: PositiveInt
     """Ids are below this; the tokenizer's size with its added tokens."""
     dtype: Literal["uint16", "uint32"]
-    eos_id: NonNegativeInt
-    """Last token of every document."""
+    eos_id: NonNegativeInt | None = None
+    """Last token of every document; null when the tokenisation added none and only the index tells documents apart."""
     seed: NonNegativeInt | None = None
     """Seed of the document shuffle at tokenisation; null when documents stand in input order."""
     window_tokens: PositiveInt | None = None
@@ -59,12 +59,12 @@ class Manifest(Section):
     tokens: NonNegativeInt
     documents: NonNegativeInt
     files: list[FileEntry]
-    """Sorted by name; `*.ds` files in this order make up the token stream."""
+    """Sorted by name; the shards in this order make up the token stream."""
 
     @property
     def shards(self) -> list[FileEntry]:
-        """The `*.ds` files in stream order."""
-        return [entry for entry in self.files if entry.name.endswith(".ds")]
+        """The files of ids, in stream order."""
+        return [entry for entry in self.files if entry.name.endswith((".ds", ".bin"))]
 
     @property
     def token_dtype(self) -> np.dtype:

@@ -1,0 +1,49 @@
+"""What a run's configuration says about its data: the `data:` section, the batch size, and the segments they make.
+
+Used by the commands that take `--config` (train-tokenizer, inspect, stats, mixture, prepare). data_tools does not import the
+trainer, so the other sections are left unread here; the trainer checks them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt
+
+from smol_config import Section, load_mapping, parse
+from smol_data.config import DataConfig
+from smol_data.schedule import Segment, resolve_segments
+
+
+class _Batch(Section):
+    """The part of `train:` that decides the data order."""
+
+    global_batch_size: PositiveInt
+
+
+@dataclass(frozen=True)
+class DataRun:
+    """The data of one run."""
+
+    data: DataConfig
+    global_batch_size: int
+    mapping: dict[str, Any]
+    """The whole configuration as read, for a command that needs one more key of it."""
+
+    def segments(self, history: Sequence[Segment] = ()) -> list[Segment]:
+        """The run's segments, after `history` when a run has begun."""
+        data = self.data
+        return resolve_segments(data.stages, data.sequence_length, self.global_batch_size, data.skip_samples, history)
+
+
+def load_data_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool = False) -> DataRun:
+    """Read `data:` and `train.global_batch_size` of a configuration with its bases and overrides.
+
+    With `keep_unset`, ${NAME}s that are not set stay as written: enough where no dataset is opened. Raises ConfigError.
+    """
+    mapping = load_mapping(path, overrides, keep_unset)
+    data = parse(DataConfig, mapping.get("data") or {}, source=str(path), at="data")
+    train = mapping.get("train") or {}
+    batch = parse(_Batch, {key: train[key] for key in _Batch.model_fields if key in train}, source=str(path), at="train")
+    return DataRun(data, batch.global_batch_size, mapping)
