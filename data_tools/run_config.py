@@ -36,6 +36,16 @@ class DataRun:
         data = self.data
         return resolve_segments(data.stages, data.sequence_length, self.global_batch_size, data.skip_samples, history)
 
+    def tokens_by_dataset(self) -> dict[str, float]:
+        """Tokens that the run reads of each dataset over all its stages; datasets without a share are left out."""
+        tokens: dict[str, float] = {}
+        for segment in self.segments():
+            of_segment = segment.steps * segment.batch_size * self.data.sequence_length
+            for name, weight in segment.weights.items():
+                if weight:
+                    tokens[name] = tokens.get(name, 0.0) + of_segment * weight / sum(segment.weights.values())
+        return tokens
+
 
 def load_data_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool = False) -> DataRun:
     """Read `data:` and `train.global_batch_size` of a configuration with its bases and overrides.

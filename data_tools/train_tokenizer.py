@@ -4,6 +4,9 @@ Second step of the flow: text -> **tokenizer** -> token shards -> smol_data -> t
 decoding unchanged, since all 256 bytes are in the vocabulary and nothing is normalised. Digits are split before the merges
 are learned, singly or in threes from the left, so that numbers are cut the same way in every context. Training is
 deterministic: the same texts and settings give the same bytes.
+
+The text is all of the INPUTs, or with --config that of the run's datasets, DIR/NAME under --text-root, in the proportions in
+which the run reads them: a dataset's share of the bytes is its share of the run's tokens over all stages.
 """
 
 import argparse
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from data_tools.console import Progress, add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, Inputs, find_inputs
 from data_tools.output import check_new_folder, whole_folder
+from data_tools.run_config import DataRun, load_data_run
+from data_tools.sampling import sample_texts
 from smol_config import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ EOS, PAD = "<|end_of_text|>", "<|pad|>"
 SPECIAL_TOKENS = (EOS, PAD, "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2, 3; the last two frame chat messages
 DIGITS = ("single", "triples", "keep")
 BYTES = 256
+DEFAULT_MEGABYTES = 500  # of text for a config's datasets: merges of 128k ids hardly change beyond
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,8 +41,21 @@ def add_parser(subparsers: Any) -> None:
         "Train a byte-level BPE tokenizer and save it as a Hugging Face folder.",
         "python -m data_tools train-tokenizer runs/corpus/code runs/corpus/docs runs/tokenizer --vocab-size 4096",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=f"files or folders of {ALL_ENDINGS}")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help=f"files or folders of {ALL_ENDINGS}")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new folder for tokenizer.json and its settings")
+    parser.add_argument(
+        "--config", type=Path, metavar="C.yaml", help="instead of INPUTs: the datasets of this run, in its mixture"
+    )
+    parser.add_argument(
+        "--text-root", type=Path, metavar="DIR", help="with --config: the text of dataset NAME lies in DIR/NAME"
+    )
+    parser.add_argument(
+        "--megabytes",
+        type=whole_number(1),
+        metavar="N",
+        help=f"train on a sample of this much text (default: all of the INPUTs; {DEFAULT_MEGABYTES} with --config)",
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the sample (default 0)")
     parser.add_argument("--vocab-size", type=whole_number(1), default=4096, metavar="N", help="ids in all (default 4096)")
     parser.add_argument(
         "--digits", choices=DIGITS, default="single", help="how numbers are cut before merging (default single)"
@@ -57,9 +76,7 @@ def run(options: argparse.Namespace) -> None:
     special_tokens = [*SPECIAL_TOKENS, *options.special_token]
     check_settings(options.vocab_size, special_tokens)
     check_new_folder(options.out_dir)
-    inputs = find_inputs(options.inputs, options.text_key)
-    print(f"training on {len(inputs.files):,} files, {inputs.bytes:,} bytes", file=sys.stderr)
-    tokenizer = train(_counted(inputs), options.vocab_size, options.digits, special_tokens)
+    tokenizer = train(_texts(options), options.vocab_size, options.digits, special_tokens)
     with whole_folder(options.out_dir) as folder:
         save(tokenizer, folder, special_tokens)
     print(f"{tokenizer.get_vocab_size():,} ids, {len(special_tokens)} of them special")
@@ -122,6 +139,45 @@ def save(tokenizer: "Tokenizer", folder: Path, special_tokens: list[str]) -> Non
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+
+
+# --- the text to train on ------------------------------------------------------------------------------------------------
+
+
+def _texts(options: argparse.Namespace) -> Iterator[str]:
+    """The documents that the command line asks for; all inputs are found before the first is read."""
+    if bool(options.inputs) == bool(options.config) or bool(options.config) != bool(options.text_root):
+        raise UserError("the text to train on is not clear: give either INPUTs, or --config C.yaml with --text-root DIR")
+    if options.config:
+        run = load_data_run(options.config, keep_unset=True)
+        budget = (options.megabytes or DEFAULT_MEGABYTES) * 10**6
+        return _mixture(mixture_inputs(run, options.text_root, options.text_key), budget, options.seed)
+    inputs = find_inputs(options.inputs, options.text_key)
+    print(f"training on {len(inputs.files):,} files, {inputs.bytes:,} bytes", file=sys.stderr)
+    return sample_texts(inputs, options.megabytes * 10**6, options.seed) if options.megabytes else _counted(inputs)
+
+
+def mixture_inputs(run: DataRun, text_root: Path, text_key: str) -> dict[str, tuple[float, Inputs]]:
+    """Share of the run's tokens and text of each dataset that the run reads; raises UserError naming all without text."""
+    tokens = run.tokens_by_dataset()
+    if missing := [name for name in tokens if not (text_root / name).exists()]:
+        raise UserError(
+            f"--text-root {text_root} has no text of {', '.join(missing)}; fetch it with prepare, or put it there by that name"
+        )
+    return {name: (count / sum(tokens.values()), find_inputs([text_root / name], text_key)) for name, count in tokens.items()}
+
+
+def _mixture(parts: dict[str, tuple[float, Inputs]], budget: int, seed: int) -> Iterator[str]:
+    """A sample of each dataset by its share of the budget; says what was taken, and where a dataset has less."""
+    wide = max(map(len, parts))
+    for name, (share, inputs) in sorted(parts.items(), key=lambda part: -part[1][0]):
+        asked, taken = max(1, round(share * budget)), 0
+        for text in sample_texts(inputs, asked, seed):
+            taken += len(text.encode())
+            yield text
+        # The last document may end inside a character of up to 4 bytes.
+        less = "" if taken > asked - 4 else f", all there is of the {asked:,} asked for"
+        print(f"{name:<{wide}} {share:>7.2%} {taken:>15,} bytes{less}", file=sys.stderr)
 
 
 def _counted(inputs: Inputs) -> Iterator[str]:

@@ -1,5 +1,6 @@
-"""`train-tokenizer`: lossless, deterministic, exactly as many ids as asked, and loadable by transformers."""
+"""`train-tokenizer`: lossless, deterministic, exactly as many ids as asked, and loadable by transformers; its text."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data_tools.train_tokenizer import DIGITS, SPECIAL_TOKENS, train
+from data_tools.inputs import find_inputs
+from data_tools.run_config import load_data_run
+from data_tools.sampling import sample_texts
+from data_tools.train_tokenizer import DIGITS, SPECIAL_TOKENS, mixture_inputs, train
 
 
 def trained(digits: str) -> Tokenizer:
@@ -92,4 +96,81 @@ def test_bad_input_is_refused_with_one_sentence(tool: Tool, tmp_path: Path) -> N
         outcome = tool("train-tokenizer", *arguments)
         assert (outcome.code, sentence in outcome.err) == (2, True), (arguments, outcome)
         assert not new.exists()
+    assert contents(tmp_path) == before
+
+
+def mixture_config(folder: Path, stages: list[dict[str, object]], datasets: list[str]) -> Path:
+    """The smallest configuration with these stages."""
+    data = {
+        "tokenizer": "to/be-trained",
+        "sequence_length": 64,
+        "datasets": {name: f"${{NOWHERE_SET}}/{name}" for name in datasets},
+        "stages": stages,
+    }
+    (folder / "config.yaml").write_text(json.dumps({"data": data, "train": {"global_batch_size": 4}}))
+    return folder / "config.yaml"
+
+
+STAGES: list[dict[str, object]] = [
+    {"name": "one", "steps": 300, "weights": {"code": 3, "docs": 1, "unused": 0}},
+    {"name": "two", "steps": 100, "weights": {"docs": 0.5, "empty": 0}},
+]  # code: 300 x 3/4 of 400 steps = 0.5625, docs: 0.4375
+
+
+def test_a_configs_datasets_are_taken_in_the_proportions_of_the_run(corpus: Path, tmp_path: Path) -> None:
+    run = load_data_run(mixture_config(tmp_path, STAGES, ["code", "docs", "unused", "empty"]), keep_unset=True)
+    parts = mixture_inputs(run, corpus, "text")
+    assert {name: share for name, (share, _) in parts.items()} == {"code": 0.5625, "docs": 0.4375}
+    assert {Path(file).parent for _, inputs in parts.values() for file in inputs.files} == {corpus / "code", corpus / "docs"}
+
+
+def test_the_tokenizer_of_a_config_is_trained_on_that_share_of_each_text(tool: Tool, corpus: Path, tmp_path: Path) -> None:
+    config = mixture_config(tmp_path, STAGES, ["code", "docs", "unused", "empty"])
+    common = ("--config", config, "--text-root", corpus, "--vocab-size", 500, "--megabytes", 1)
+    outcome = tool("train-tokenizer", *common, tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert [line.split() for line in outcome.err.splitlines() if "bytes" in line] == [
+        ["code", "56.25%", "562,500", "bytes"],
+        ["docs", "43.75%", "437,500", "bytes"],
+    ]
+    assert Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).get_vocab_size() == 500
+    assert tool("train-tokenizer", *common, tmp_path / "again").code == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+    assert tool("train-tokenizer", *common, tmp_path / "other", "--seed", 1).code == 0
+    assert contents(tmp_path / "out") != contents(tmp_path / "other")
+
+
+def test_a_dataset_with_less_text_than_its_share_gives_all_it_has(tool: Tool, tmp_path: Path) -> None:
+    write_documents(tmp_path / "text" / "a" / "x.jsonl", ["a line of text, and a line of text"] * 10_000)
+    write_documents(tmp_path / "text" / "b" / "x.jsonl", ["a few other words, and a few"] * 10)
+    config = mixture_config(tmp_path, [{"name": "s", "steps": 10, "weights": {"a": 1, "b": 1}}], ["a", "b"])
+    common = ("--config", config, "--text-root", tmp_path / "text", "--vocab-size", 265)
+    outcome = tool("train-tokenizer", *common, "--megabytes", 1, tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert "a  50.00%         340,000 bytes, all there is of the 500,000 asked for" in outcome.err
+    assert "b  50.00%             280 bytes, all there is of the 500,000 asked for" in outcome.err
+
+
+def test_a_sample_of_the_inputs_is_enough_if_asked_for(tool: Tool, corpus: Path, tmp_path: Path) -> None:
+    inputs = find_inputs([corpus / "code"], "text")
+    assert tool("train-tokenizer", corpus / "code", tmp_path / "out", "--vocab-size", 500, "--megabytes", 1).code == 0
+    expected = train(sample_texts(inputs, 1_000_000), 500, "single", list(SPECIAL_TOKENS))
+    assert Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).get_vocab() == expected.get_vocab()
+
+
+def test_a_text_that_is_not_clear_or_not_there_is_refused(tool: Tool, corpus: Path, tmp_path: Path) -> None:
+    config = mixture_config(tmp_path, [{"name": "s", "steps": 1, "weights": {"docs": 1, "a": 1, "b": 2}}], ["docs", "a", "b"])
+    unclear = "give either INPUTs, or --config C.yaml with --text-root DIR"
+    new = tmp_path / "new"
+    before = contents(tmp_path)
+    for arguments, sentence in (
+        ((new,), unclear),
+        ((new, "--config", config), unclear),
+        ((new, "--text-root", corpus), unclear),
+        ((corpus / "docs", new, "--config", config, "--text-root", corpus), unclear),
+        ((new, "--config", config, "--text-root", corpus), f"--text-root {corpus} has no text of a, b; fetch it with prepare"),
+        (("--config", tmp_path / "no.yaml", "--text-root", corpus, new), "no.yaml cannot be read"),
+    ):
+        outcome = tool("train-tokenizer", *arguments)
+        assert (outcome.code, sentence in outcome.err) == (2, True), (arguments, outcome)
     assert contents(tmp_path) == before
