@@ -4,6 +4,7 @@ Used by every command of data_tools. Progress goes to stderr, results go to stdo
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -34,9 +35,16 @@ class Progress:
             self._bar.update(count)
         elif time.monotonic() - self._spoke >= self.every:
             self._spoke = time.monotonic()
-            of_total = "" if self.total is None else f" of {self.total:,}"
-            seconds = time.monotonic() - self._started
-            print(f"{self.label}: {self.done:,}{of_total} {self.unit}, {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{self.label}: {self._state(time.monotonic() - self._started)}", file=sys.stderr, flush=True)
+
+    def _state(self, seconds: float) -> str:
+        """How much is done; the rate and the time left once they can be told."""
+        of_total = "" if self.total is None else f" of {self.total:,}"
+        state = f"{self.done:,}{of_total} {self.unit}, {seconds:.0f} s"
+        if seconds < 1 or not self.done:
+            return state
+        state += f", {self.done / seconds:,.0f} {self.unit}/s"
+        return state if self.total is None else f"{state}, {max(0, self.total - self.done) * seconds / self.done:.0f} s left"
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +67,14 @@ def whole_number(at_least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def byte_size(text: str) -> int:
+    """An argparse type: bytes as `500MB`, `2GB` or a plain number; units are powers of 1000."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if not match or (size := int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " "))) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it like 500MB or 2GB")
+    return size
 
 
 def add_command(subparsers: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:

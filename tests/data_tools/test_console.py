@@ -1,11 +1,12 @@
 """Progress: plain lines where there is no terminal, a bar where there is one."""
 
+import argparse
 import io
 import sys
 
 import pytest
 
-from data_tools.console import Progress
+from data_tools.console import Progress, byte_size
 
 
 class Terminal(io.StringIO):
@@ -17,6 +18,27 @@ def test_plain_lines_tell_how_much_of_how_much(capsys: pytest.CaptureFixture[str
     with Progress("reading", "files", total=2000, every=0.0) as progress:
         progress.advance(1500)
     assert capsys.readouterr().err == "reading: 1,500 of 2,000 files, 0 s\n"
+
+
+def test_plain_lines_tell_the_rate_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    for total, left in ((2000, ", 3 s left"), (None, "")):
+        with Progress("reading", "files", total=total, every=0.0) as progress:
+            progress._started -= 10
+            progress.advance(1500)
+        assert capsys.readouterr().err.endswith(f" files, 10 s, 150 files/s{left}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2_000_000_000), ("1.5 mb", 1_500_000), ("64K", 64_000), ("3TB", 3 * 10**12), ("17", 17)]
+)
+def test_sizes_are_given_with_units(text: str, size: int) -> None:
+    assert byte_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1GB", "0", "1 GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size; write it like 500MB or 2GB"):
+        byte_size(text)
 
 
 def test_plain_lines_are_rare(capsys: pytest.CaptureFixture[str]) -> None:
