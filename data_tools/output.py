@@ -1,12 +1,26 @@
-"""Result folders that appear whole or not at all. Every command of data_tools writes its folder through this file."""
+"""Result folders that appear whole or not at all. Every command of data_tools writes its folder through this file.
 
+`whole_folder` is for results made in one go, `resumable_folder` for those made in many parts over hours: there a killed
+command, given again, checks the finished parts and goes on with the others.
+"""
+
+import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from smol_config import UserError
+from pydantic import Field, ValidationError
+
+from smol_config import Section, UserError
+from smol_data.manifest import FileEntry, sha256_of_file
 
 
 def check_new_folder(folder: Path) -> Path:
@@ -38,10 +52,202 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         working.rename(folder)
     except BaseException as error:
         shutil.rmtree(working, ignore_errors=True)
-        for parent in missing_parents:  # nearest first; one that another process has begun to use is left alone
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        _remove_empty(missing_parents)
         if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise UserError(f"{folder} cannot be written: {reason}; check its place, rights and free space") from error
+            raise _refused(folder, error) from error
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all, whatever happens meanwhile."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf8")
+    partial.rename(path)
+
+
+def _refused(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"{folder} cannot be written: {reason}; check its place, rights and free space")
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Take away folders that were made for a result that did not come; nearest first, those in use are left alone."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# --- results made in parts ---------------------------------------------------------------------------------------------
+
+
+class Part(Section):
+    """The record of a finished part: the files that it made, and what its command wants to know of it later."""
+
+    files: list[FileEntry]
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Working:
+    """The working folder of a result that is made in parts. It can be pickled: workers, on other nodes too, are given it.
+
+    .NAME.partial/lock            held (flock) by the command at work, which is named inside
+                  settings.json   what the parts are made with
+                  files/          the finished parts' files; takes the result's name at the end
+                  parts/P.json    the record of finished part P, written after its files
+                  attempts/       parts being made, one folder an attempt
+    """
+
+    target: Path
+    """The result's folder."""
+
+    @property
+    def root(self) -> Path:
+        return self.target.parent / f".{self.target.name}.partial"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "files"
+
+    def record(self, part: str) -> Part | None:
+        """The record of a part; None when it is not finished."""
+        try:
+            return Part.model_validate_json(self._record_file(part).read_text(encoding="utf8"))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def finished(self) -> list[str]:
+        """Names of the parts that are recorded as finished."""
+        return sorted(path.stem for path in (self.root / "parts").glob("*.json"))
+
+    def verified(self, part: str) -> Part | None:
+        """The record of a part whose files all hash as recorded; None when the part is to be made, or made again."""
+        record = self.record(part)
+        damaged = [entry.name for entry in record.files if not _is_whole(self.files / entry.name, entry)] if record else []
+        if damaged:
+            print(f"part {part} is made again: {damaged[0]} is not what was written", file=sys.stderr, flush=True)
+            self._record_file(part).unlink(missing_ok=True)
+            return None
+        return record
+
+    @contextmanager
+    def attempt(self, part: str) -> Iterator[Path]:
+        """A new folder to make a part in, so that two workers at one part never write to one file; it goes afterwards."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{part}-", dir=self.root / "attempts"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def finish(self, part: str, attempt: Path, record: Part) -> Part:
+        """Move the files that `record` lists out of the attempt, and write the record."""
+        for entry in record.files:
+            (attempt / entry.name).rename(self.files / entry.name)
+        write_whole(self._record_file(part), record.model_dump_json())
+        return record
+
+    def all_parts(self, names: Iterable[str]) -> list[Part]:
+        """The records of these parts, in order; raises UserError when one is missing or a file has not its recorded size."""
+        records = []
+        for name in names:
+            if (record := self.record(name)) is None:
+                raise UserError(f"part {name} of {self.target} is not finished; give the same command again to go on")
+            for entry in record.files:
+                path = self.files / entry.name
+                if not path.is_file() or path.stat().st_size != entry.bytes:
+                    raise UserError(f"{path} is not what was written; check the disk and give the same command again to go on")
+            records.append(record)
+        return records
+
+    def release(self) -> None:
+        """Give `files` the result's name: the last step, when everything is in it."""
+        self.files.rename(self.target)
+
+    def _record_file(self, part: str) -> Path:
+        return self.root / "parts" / f"{part}.json"
+
+
+def _is_whole(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_of_file(path) == entry.sha256
+
+
+@contextmanager
+def resumable_folder(folder: Path, settings: Mapping[str, Any], fresh: bool = False) -> Iterator[Working]:
+    """Yield the locked working folder of `folder`; call its `release()` when everything is made.
+
+    `settings` holds, as JSON values by name, all that decides the result's bytes: a working folder made with others is
+    refused, unless `fresh` clears it away. A block that ends without `release()` leaves the working folder behind while it
+    has a finished part, and says so; otherwise nothing stays. Raises UserError for a `folder` in use, another process at
+    work on it, other settings, or a disk that refuses a write.
+    """
+    working = Working(check_new_folder(folder))
+    missing_parents = [parent for parent in working.root.parents if not parent.exists()]
+    try:
+        working.root.mkdir(parents=True, exist_ok=True)
+        with _locked(working.root / "lock", working.target):
+            _set_up(working, json.loads(json.dumps(settings)), fresh)
+            try:
+                yield working
+            except KeyboardInterrupt as stop:
+                raise KeyboardInterrupt(_kept(working) or str(stop)) from stop
+            except Exception:
+                if kept := _kept(working):
+                    print(kept, file=sys.stderr, flush=True)
+                raise
+            finally:
+                if not working.files.exists() or not working.finished():
+                    shutil.rmtree(working.root, ignore_errors=True)
+                    _remove_empty(missing_parents)
+    except OSError as error:
+        raise _refused(folder, error) from error
+
+
+def _kept(working: Working) -> str:
+    parts = len(working.finished())
+    return f"{parts} finished parts are kept in {working.root}; the same command goes on with them" if parts else ""
+
+
+@contextmanager
+def _locked(path: Path, target: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system gives back when the process ends, however it ends."""
+    with path.open("a+", encoding="utf8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{target} is being written by {file.read() or 'another process'}; wait for it, or end it first"
+            ) from None
+        file.truncate(0)
+        file.write(f"PID {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _set_up(working: Working, settings: Mapping[str, Any], fresh: bool) -> None:
+    """Make the working folder, or check that it was made with these settings."""
+    path = working.root / "settings.json"
+    if not fresh and path.is_file():
+        former = json.loads(path.read_text(encoding="utf8"))
+        changes = [
+            f"{name} was {former.get(name)!r} and is {settings.get(name)!r} now"
+            for name in sorted({*former, *settings})
+            if former.get(name) != settings.get(name)
+        ]
+        if changes:
+            raise UserError(
+                f"{working.root} holds parts made with other settings: {', '.join(changes)}; give the former settings to go "
+                "on with them, or --fresh to start over"
+            )
+        shutil.rmtree(working.root / "attempts", ignore_errors=True)
+        (working.root / "attempts").mkdir()
+        return
+    path.unlink(missing_ok=True)  # first: a folder without it is cleared by the next command, should this one be killed
+    for old in working.root.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+        elif old.name != "lock":
+            old.unlink()
+    for name in ("files", "parts", "attempts"):
+        (working.root / name).mkdir()
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
