@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_tools import corpus, fertility, tokenize_text, train_tokenizer
+from data_tools import corpus, fertility, tokenize_text, train_tokenizer, verify
 from smol_config import UserError
 
-COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text)
+COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify)
 
 
 def build_parser() -> argparse.ArgumentParser:
