@@ -37,6 +37,7 @@ def write_dataset(folder: Path, tokens: int, vocab_size: int, tokenizer: str, se
         vocab_size=vocab_size,
         dtype=dtype,  # type: ignore[arg-type]
         eos_id=vocab_size - 1,
+        eos_ends_documents=True,
         tokens=tokens,
         documents=len(ends),
         files=[

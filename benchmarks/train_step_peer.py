@@ -76,7 +76,7 @@ def _train(job: Job, config: RunConfig, device: torch.device) -> Measurement:
 
 
 def _forward_backward(
-    model: Any, batches: list[PackedBatch[torch.Tensor]], length: int, device: torch.device, autocast: bool
+    model: Any, batches: list[PackedBatch], length: int, device: torch.device, autocast: bool
 ) -> torch.Tensor:
     """Gradients and mean loss of a step."""
     targets = torch.stack([batch.loss_mask.sum() for batch in batches]).sum()

@@ -7,6 +7,7 @@ attention implementation, so here each document of each window is a sequence of 
 import itertools
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -25,11 +26,11 @@ def held_out_loss(model: torch.nn.Module, folder: str | Path, sequence_length: i
     try:
         for index in range(min(windows, dataset.num_windows)):
             window = dataset.window(index)
+            ids = torch.from_numpy(window.tokens.astype(np.int64))
             edges = sorted({0, *window.document_ends.tolist(), sequence_length})
             for first, end in itertools.pairwise(edges):
                 crosses = end in window.document_ends  # then the label of the last token belongs to the next document
-                tokens = torch.from_numpy(window.tokens[first:end])
-                labels = torch.from_numpy(window.tokens[first + 1 : end + (0 if crosses else 1)])
+                tokens, labels = ids[first:end], ids[first + 1 : end + (0 if crosses else 1)]
                 if not len(labels):
                     continue
                 logits = model(input_ids=tokens[None]).logits[0, : len(labels)].float()

@@ -1,64 +1,99 @@
-"""Windows to a packed batch: tokens, labels, loss mask, positions and document boundaries. Pure numpy.
+"""Windows to a packed batch: tokens, labels, loss mask, positions and document boundaries.
 
-    [Window, Window, ...]  --pack-->  one row of b*S tokens, its documents marked by cu_seqlens  --> loader, trainer
+    [Window, ...]  --pack-->  HostBatch (numpy: what was read)  --DALI, expand-->  PackedBatch (torch: what is trained)
 
-The row is what attention over variable lengths takes (Megatron-Core's PackedSeqParams, thd): document d of the row is the
-tokens [cu_seqlens[d], cu_seqlens[d + 1]). A window's edge ends a document too.
+A batch travels as one array of what was read, 4 bytes a token, and is expanded to 28 on the device. The result is one row of
+T = b*S tokens, as attention over variable lengths takes it (Megatron-Core's PackedSeqParams, thd): document d of the row is
+the tokens [cu_seqlens[d], cu_seqlens[d + 1]). A window's edge ends a document too.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smol_data.shards import Window
 
-Array = TypeVar("Array")
-"""numpy.ndarray as `pack` makes it, torch.Tensor as the loader hands it out."""
+
+@dataclass(frozen=True)
+class Layout:
+    """What the host knows of a batch, and where its parts stand in the array that travels."""
+
+    windows: int
+    """b"""
+    length: int
+    """S"""
+    boundaries: int
+    """Entries of cu_seqlens, documents + 1"""
+    max_seqlen: int
+    """Tokens of the longest document"""
 
 
 @dataclass(frozen=True)
-class PackedBatch(Generic[Array]):
-    """b windows of S tokens in one row, T = b*S."""
+class HostBatch:
+    """b windows of S tokens as they were read."""
 
-    tokens: Array
+    array: NDArray[np.int32]
+    """b*(S + 1) ids, window after window; cu_seqlens; the places in the row whose targets are left out of the loss"""
+    layout: Layout
+
+    def expand(self) -> "PackedBatch":
+        """The packed batch on the CPU, without DALI."""
+        return expand(torch.from_numpy(self.array), self.layout)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """What the trainer takes, on its device."""
+
+    tokens: Tensor
     """int64 [1, T]"""
-    labels: Array
+    labels: Tensor
     """int64 [1, T]: the next token of the window, also where the loss leaves it out"""
-    loss_mask: Array
+    loss_mask: Tensor
     """float32 [1, T]: 1.0 for a target that counts; 0.0 where the label is the first token of another document"""
-    position_ids: Array
+    position_ids: Tensor
     """int64 [1, T]: from 0 in every document"""
-    cu_seqlens: Array
+    cu_seqlens: Tensor
     """int32 [documents + 1]: document boundaries, from 0 to T, strictly ascending"""
     max_seqlen: int
-    """Tokens of the longest document, on the host"""
+    """Tokens of the longest document, on the host: read back from a GPU, it would stop the host"""
 
 
-def pack(windows: Sequence[Window], document_mask: bool = True) -> PackedBatch[NDArray]:
+def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int = 0) -> HostBatch:
     """Pack windows of one length into a row.
 
     With `document_mask=False` a window is one document for attention and positions; the same targets stay masked, so that
-    losses compare. A window's last target is the first token of the window after it and counts like any other.
+    losses compare. A window's last target is the first token of the window after it and counts like any other. The last
+    `stand_ins` windows only fill the row: none of their targets counts.
     """
-    rows = np.stack([window.tokens for window in windows])
-    length = rows.shape[1] - 1
-    edges = np.arange(len(windows) + 1) * length
-    ends = np.concatenate([window.document_ends + edge for window, edge in zip(windows, edges[:-1], strict=True)])
+    length = len(windows[0].tokens) - 1
+    edges = np.arange(len(windows) + 1, dtype=np.int32) * np.int32(length)
+    ends = np.concatenate([window.document_ends + edge for window, edge in zip(windows, edges, strict=False)])
+    boundaries = np.union1d(edges, ends) if document_mask else edges
+    masked = [ends - 1, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32)] if stand_ins else [ends - 1]
+    return HostBatch(
+        np.concatenate([*(window.tokens for window in windows), boundaries, *masked], dtype=np.int32, casting="unsafe"),
+        Layout(len(windows), length, len(boundaries), int(np.diff(boundaries).max())),
+    )
 
-    loss_mask = np.ones(rows.shape[0] * length, dtype=np.float32)
-    loss_mask[ends - 1] = 0.0
 
-    boundaries = np.unique(np.concatenate([edges, ends])) if document_mask else edges
-    lengths = np.diff(boundaries)
-    positions = np.arange(boundaries[-1]) - np.repeat(boundaries[:-1], lengths)
+def expand(array: Tensor, layout: Layout) -> PackedBatch:
+    """The packed batch of a HostBatch's array, int32 [n], on whatever device it is."""
+    total, ids = layout.windows * layout.length, layout.windows * (layout.length + 1)
+    rows = array[:ids].view(layout.windows, layout.length + 1)
+    cu_seqlens = array[ids : ids + layout.boundaries]
+    loss_mask = torch.ones(1, total, dtype=torch.float32, device=array.device)
+    loss_mask.view(-1)[array[ids + layout.boundaries :].long()] = 0.0
+    begins = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff(), output_size=total)
     return PackedBatch(
-        tokens=rows[:, :-1].reshape(1, -1),
-        labels=rows[:, 1:].reshape(1, -1),
-        loss_mask=loss_mask[None],
-        position_ids=positions[None],
-        cu_seqlens=boundaries.astype(np.int32),
-        max_seqlen=int(lengths.max()),
+        tokens=rows[:, :-1].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
+        labels=rows[:, 1:].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
+        loss_mask=loss_mask,
+        position_ids=torch.arange(total, device=array.device).sub_(begins).view(1, total),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=layout.max_seqlen,
     )

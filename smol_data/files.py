@@ -3,9 +3,10 @@
     folder/manifest.json + X.ds + X.ds.index  (datatrove)   --TokenFiles-->  tokens [first, first + count), document ends
     folder/manifest.json + X.bin + X.idx      (Megatron)    --/
 
-Byte layouts. Tokens (`X.ds`, `X.bin`): raw little-endian ids of the manifest's dtype, no header. `X.ds.index`: uint64 document
-ends in tokens from the shard's start (exclusive), no header. `X.idx`: 9 bytes `MMIDIDX\\0\\0`, uint64 version 1, uint8 dtype code
-(8 uint16, 4 int32), uint64 n sequences, uint64 n + 1; then int32 lengths [n], int64 byte offsets [n], int64 document index [n + 1].
+Byte layouts, all little-endian. Tokens (`X.ds`, `X.bin`): raw ids of the manifest's dtype, no header. `X.ds.index`: uint64
+document ends in tokens from the shard's start (exclusive), no header. `X.idx`: 9 bytes `MMIDIDX\\0\\0`, uint64 version 1, uint8
+dtype code (8 uint16, 4 int32), uint64 sequences n, uint64 n + 1; then int32 lengths [n], int64 byte offsets [n], int64
+document index [n + 1].
 
 Reading is by `os.pread`: on cold pages one read of a window is about 2.6 times as fast as the page faults of a memory
 map, and file systems that refuse to map many files work too. Nothing is kept in memory that grows with the tokens or the
@@ -46,9 +47,9 @@ class OpenFiles:
         """`limit` is how many stay open: a quarter of the process's own limit (`ulimit -n`), 512 at most, unless given."""
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.limit = limit or max(4, min(512, allowed // 4 if allowed != resource.RLIM_INFINITY else 512))
-        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, path: Path, offset: int, size: int) -> bytes:
+    def read(self, path: str, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size); fewer when the file ends before.
 
         A failing read is tried again after a while, on a descriptor opened anew; then DataError names it.
@@ -60,13 +61,13 @@ class OpenFiles:
                 self._forget(path)
                 if seconds is None or isinstance(error, FileNotFoundError):
                     raise DataError(
-                        f"{path} cannot be read at byte {offset} ({error.strerror or error}), in {len(_RETRY_SECONDS) + 1} attempts "
-                        "at most; check the storage and start again: nothing that was trained is lost"
+                        f"{path} cannot be read at byte {offset} ({error.strerror or error}); check the storage and start "
+                        "again: the run goes on from its last checkpoint"
                     ) from error
                 time.sleep(seconds)
         raise AssertionError("the last attempt returns or raises")
 
-    def will_need(self, path: Path, offset: int, size: int) -> None:
+    def will_need(self, path: str, offset: int, size: int) -> None:
         """Ask the system to begin reading bytes that will be read soon; does not wait, and a fault shows at the read."""
         try:
             os.posix_fadvise(self._descriptor(path), offset, size, os.POSIX_FADV_WILLNEED)
@@ -78,21 +79,21 @@ class OpenFiles:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _read(self, path: Path, offset: int, size: int) -> bytes:
+    def _read(self, path: str, offset: int, size: int) -> bytes:
         data = os.pread(self._descriptor(path), size, offset)
         while len(data) < size and (more := os.pread(self._descriptor(path), size - len(data), offset + len(data))):
             data += more  # a read may stop early where a file does not, on network storage and above 2 GiB
         return data
 
-    def _descriptor(self, path: Path) -> int:
-        if path not in self._open:
+    def _descriptor(self, path: str) -> int:
+        if (descriptor := self._open.get(path)) is None:
             if len(self._open) >= self.limit:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._open.move_to_end(path)
-        return self._open[path]
+        return descriptor
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: str) -> None:
         if path in self._open:
             os.close(self._open.pop(path))
 
@@ -112,7 +113,7 @@ class TokenFiles:
         """Number of the first document of each shard, and the number of all documents."""
         self._files = files
         self._entries = {entry.name: entry for entry in manifest.files}
-        self._paths = [folder / shard.name for shard in self.shards]
+        self._paths = [str(folder / shard.name) for shard in self.shards]
         self._ends = [_Ends(self, shard) for shard in self.shards]
 
     @property
@@ -183,18 +184,18 @@ class TokenFiles:
                     "one run: tokenise the text again"
                 )
 
-    def read_items(self, name: str, dtype: np.dtype, offset: int, count: int) -> NDArray[Any]:
-        """`count` items of a file from byte `offset` on."""
-        data = self._files.read(self.folder / name, offset, count * dtype.itemsize)
+    def read_items(self, path: str, dtype: np.dtype, offset: int, count: int) -> NDArray[Any]:
+        """`count` items of a file of the folder from byte `offset` on."""
+        data = self._files.read(path, offset, count * dtype.itemsize)
         if len(data) != count * dtype.itemsize:
             raise DataError(
-                f"dataset {self.name}: {self.folder / name} has no bytes from {offset + len(data)} on, but the "
+                f"dataset {self.name}: {path} has no bytes from {offset + len(data)} on, but the "
                 f"manifest needs {count * dtype.itemsize - len(data)} more there; it was cut short while in use: copy it again"
             )
         return np.frombuffer(data, dtype=dtype)
 
     def _tokens_of(self, shard: int, offset: int, count: int) -> NDArray[Any]:
-        return self.read_items(self.shards[shard].name, self.dtype, offset * self.dtype.itemsize, count)
+        return self.read_items(self._paths[shard], self.dtype, offset * self.dtype.itemsize, count)
 
     def _check_size(self, name: str, needed: int) -> None:
         path, entry = self.folder / name, self._entries.get(name)
@@ -222,16 +223,17 @@ class _Ends:
         self.count = shard.documents or 0
         self._megatron = shard.name.endswith(".bin")
         self.file = f"{shard.name.removesuffix('.bin')}.idx" if self._megatron else f"{shard.name}.index"
+        self._path = str(files.folder / self.file)
         self.file_bytes = IDX_HEADER + 20 * self.count + 8 if self._megatron else INDEX_DTYPE.itemsize * self.count
 
     def read(self, first: int, count: int) -> NDArray[np.int64]:
         """Ends of documents [first, first + count)."""
         if not self._megatron:
-            return self._files.read_items(self.file, INDEX_DTYPE, first * INDEX_DTYPE.itemsize, count).astype(np.int64)
+            return self._files.read_items(self._path, INDEX_DTYPE, first * INDEX_DTYPE.itemsize, count).astype(np.int64)
         # The end of a document is the beginning of the next; the last one's is the size of the file.
         inner = min(count, self.count - 1 - first)
         begins = IDX_HEADER + 4 * self.count + 8 * (first + 1)
-        ends = self._files.read_items(self.file, np.dtype("<i8"), begins, inner) // self._files.dtype.itemsize
+        ends = self._files.read_items(self._path, np.dtype("<i8"), begins, inner) // self._files.dtype.itemsize
         return ends if inner == count else np.append(ends, self._shard.tokens or 0)
 
     def first_after(self, token: int) -> int:
@@ -275,7 +277,7 @@ class _Ends:
         """A `.idx` is of version 1, of the manifest's dtype, and every sequence of it is one document."""
         if not self._megatron:
             return
-        data = self._files.read_items(self.file, np.dtype("u1"), 0, IDX_HEADER).tobytes()
+        data = self._files.read_items(self._path, np.dtype("u1"), 0, IDX_HEADER).tobytes()
         magic, version, code = data[:9], int.from_bytes(data[9:17], "little"), data[17]
         sequences, indices = (int.from_bytes(data[at : at + 8], "little") for at in (18, 26))
         expected = IDX_DTYPE_CODES[self._files.manifest.dtype]
@@ -286,8 +288,8 @@ class _Ends:
             )
         if (sequences, indices) != (self.count, self.count + 1):
             raise DataError(
-                f"dataset {self._files.name}: {self.file} has {sequences} sequences in {indices - 1} documents, but the manifest "
-                f"says {self.count} documents of one sequence each; run Megatron's preprocessing without --split-sentences"
+                f"dataset {self._files.name}: {self.file} has {sequences} sequences in {indices - 1} documents, but the "
+                f"manifest says {self.count} documents of one sequence each; preprocess again without --split-sentences"
             )
 
 

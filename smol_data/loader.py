@@ -1,7 +1,7 @@
 """The input pipeline: NVIDIA DALI hands the trainer packed batches, on its device, in the order of smol_data.order.
 
-    order.locate_range -> shards.window -> batch.pack     one background thread of this process, a few batches ahead
-        -> DALI external_source [-> pinned memory -> GPU]  -> PackedBatch of torch tensors
+    order.locate_range -> shards.window -> batch.pack     one background thread of this process, some batches ahead
+        -> DALI external_source [-> pinned memory -> GPU] -> batch.expand -> PackedBatch of torch tensors
 
 A loader keeps no state but its place: started at step k it gives what a loader that ran from step 0 would give from step k
 on. So a checkpoint stores a step and the data's fingerprint (smol_data.order), and nothing of the loader.
@@ -21,20 +21,20 @@ from nvidia.dali import Pipeline, fn
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from smol_config import nearest
-from smol_data.batch import PackedBatch, pack
+from smol_data.batch import HostBatch, Layout, PackedBatch, expand, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
-from smol_data.order import Order
+from smol_data.order import Location, Order
 from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
 
-PREFETCH = 2  # batches ready in DALI and as many ahead of it: hides a slow read, costs 28 bytes a token each
+PREFETCH = 16  # micro-batches ready ahead of DALI: seconds of training hide a disk that stalls, at 4 bytes a token
+READ_AHEAD = 16  # micro-batches more whose windows the system is asked to read: a slow disk works on many at a time
 
-_OUTPUTS = ["tokens", "labels", "loss_mask", "position_ids", "cu_seqlens", "max_seqlen"]
-_ON_HOST = "max_seqlen"  # attention needs it as a Python number: copied to the GPU, reading it would stop the host
+_IN_DALI = 2  # batches in DALI's own queue, on the device
 
 
-class TrainLoader(Iterator[PackedBatch[torch.Tensor]]):
+class TrainLoader(Iterator[PackedBatch]):
     """This rank's micro-batches, step after step, to the end of the run.
 
     Of a step with the samples [first, first + B), micro-batch m on data-parallel rank r of R takes the b samples from
@@ -76,7 +76,7 @@ class TrainLoader(Iterator[PackedBatch[torch.Tensor]]):
         """How many micro-batches this rank gets for a step."""
         return batch_at(self._segments, step).batch_size // (self._micro_batch_size * self._world_size)
 
-    def __next__(self) -> PackedBatch[torch.Tensor]:
+    def __next__(self) -> PackedBatch:
         return next(self._feed)
 
     def close(self) -> None:
@@ -85,13 +85,30 @@ class TrainLoader(Iterator[PackedBatch[torch.Tensor]]):
         for dataset in self.datasets.values():
             dataset.close()
 
-    def _batches(self, start_step: int) -> Iterator[PackedBatch[NDArray]]:
+    def _batches(self, start_step: int) -> Iterator[HostBatch]:
+        """This rank's micro-batches, each asked for READ_AHEAD micro-batches before it is read."""
+        ahead: deque[list[Location]] = deque()
+        for places in self._places(start_step):
+            for place in places:
+                self.datasets[place.dataset].will_need(place.window)
+            ahead.append(places)
+            if len(ahead) > READ_AHEAD:
+                yield self._read(ahead.popleft())
+        while ahead:
+            yield self._read(ahead.popleft())
+
+    def _places(self, start_step: int) -> Iterator[list[Location]]:
+        """Where the samples of each of this rank's micro-batches come from."""
+        size, at_once = self._micro_batch_size, self._micro_batch_size * self._world_size
         for step in range(start_step, total_steps(self._segments)):
-            first = batch_at(self._segments, step).first_sample
-            for number in range(self.micro_batches(step)):
-                mine = first + (number * self._world_size + self._rank) * self._micro_batch_size
-                located = self._order.locate_range(mine, mine + self._micro_batch_size)
-                yield pack([self.datasets[place.dataset].window(place.window) for place in located], self._document_mask)
+            first, samples, _ = batch_at(self._segments, step)
+            # The whole batch at once: what a rank saves by locating its own samples alone, it loses on smaller arrays.
+            places = self._order.locate_range(first, first + samples)
+            for begin in range(self._rank * size, samples, at_once):
+                yield places[begin : begin + size]
+
+    def _read(self, places: list[Location]) -> HostBatch:
+        return pack([self.datasets[place.dataset].window(place.window) for place in places], self._document_mask)
 
 
 class HeldOutLoader:
@@ -127,7 +144,7 @@ class HeldOutLoader:
         """Micro-batches of each rank."""
         return -(-self.windows // (self._micro_batch_size * self._world_size))
 
-    def __iter__(self) -> Iterator[PackedBatch[torch.Tensor]]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         feed = _Feed(self._batches(), self._device, self._prefetch)
         try:
             yield from feed
@@ -138,14 +155,13 @@ class HeldOutLoader:
         """Close the dataset's files."""
         self._dataset.close()
 
-    def _batches(self) -> Iterator[PackedBatch[NDArray]]:
+    def _batches(self) -> Iterator[HostBatch]:
         for number in range(len(self)):
             first = (number * self._world_size + self._rank) * self._micro_batch_size
             indices = range(first, first + self._micro_batch_size)
-            batch = pack([self._dataset.window(min(i, self.windows - 1)) for i in indices], self._document_mask)
-            missing = max(0, min(self._micro_batch_size, indices.stop - self.windows))
-            batch.loss_mask[:, batch.loss_mask.shape[1] - missing * self._dataset.sequence_length :] = 0.0
-            yield batch
+            windows = [self._dataset.window(min(i, self.windows - 1)) for i in indices]
+            stand_ins = max(0, min(self._micro_batch_size, indices.stop - self.windows))
+            yield pack(windows, self._document_mask, stand_ins)
 
 
 def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_size: int) -> None:
@@ -158,22 +174,23 @@ def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_si
             )
 
 
-class _Feed(Iterator[PackedBatch[torch.Tensor]]):
-    """Batches through DALI to torch tensors on `device`: one row a DALI sample, so that cu_seqlens may differ in length.
+class _Feed(Iterator[PackedBatch]):
+    """Batches through DALI to torch tensors on `device`: one batch a DALI sample, so that cu_seqlens may differ in length.
 
     An exception of the source is raised as itself, after the batches before it have been handed out.
     """
 
-    def __init__(self, batches: Iterator[PackedBatch[NDArray]], device: torch.device, prefetch: int) -> None:
+    def __init__(self, batches: Iterator[HostBatch], device: torch.device, prefetch: int) -> None:
         self._batches = batches
         self._fault: BaseException | None = None
+        self._layouts: deque[Layout] = deque()  # of the batches in DALI, whose order it keeps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="smol_data")
         self._pending: deque[Future] = deque(self._thread.submit(next, batches, None) for _ in range(prefetch))
         self._outputs: DALIGenericIterator | None = DALIGenericIterator(
-            self._pipeline(device, prefetch), _OUTPUTS, prepare_first_batch=False
+            self._pipeline(device), ["array"], prepare_first_batch=False
         )
 
-    def __next__(self) -> PackedBatch[torch.Tensor]:
+    def __next__(self) -> PackedBatch:
         if self._outputs is None:
             raise StopIteration
         try:
@@ -182,32 +199,24 @@ class _Feed(Iterator[PackedBatch[torch.Tensor]]):
             if self._fault is None:
                 raise
             raise self._fault from None
-        return PackedBatch(
-            tokens=out["tokens"],
-            labels=out["labels"],
-            loss_mask=out["loss_mask"],
-            position_ids=out["position_ids"],
-            cu_seqlens=out["cu_seqlens"][0],
-            max_seqlen=int(out["max_seqlen"]),
-        )
+        return expand(out["array"][0], self._layouts.popleft())
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
         self._pending.clear()
         self._outputs = None  # the last reference to the pipeline, which frees its buffers when it goes
 
-    def _pipeline(self, device: torch.device, prefetch: int) -> Pipeline:
+    def _pipeline(self, device: torch.device) -> Pipeline:
         on_gpu = device.type == "cuda"
         device_id = (torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None
-        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=prefetch)
+        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=_IN_DALI)
         with pipeline:
-            outputs = fn.external_source(self._source, num_outputs=len(_OUTPUTS), batch=True)
-            named = zip(_OUTPUTS, outputs, strict=True)
-            pipeline.set_outputs(*(node.gpu() if on_gpu and name != _ON_HOST else node for name, node in named))
+            array = fn.external_source(self._source, batch=True)
+            pipeline.set_outputs(array.gpu() if on_gpu else array)
         return pipeline
 
-    def _source(self) -> tuple[NDArray, ...]:
-        """One DALI batch of one sample: each array with a leading dimension of 1. DALI calls it from `__next__`."""
+    def _source(self) -> NDArray[np.int32]:
+        """One DALI batch of one sample, hence a leading dimension of 1. DALI calls it from `__next__`."""
         try:
             batch = self._pending.popleft().result()
         except Exception as fault:
@@ -217,5 +226,5 @@ class _Feed(Iterator[PackedBatch[torch.Tensor]]):
         if batch is None:
             raise StopIteration
         self._pending.append(self._thread.submit(next, self._batches, None))
-        host = np.array([[batch.max_seqlen]], dtype=np.int32)
-        return batch.tokens, batch.labels, batch.loss_mask, batch.position_ids, batch.cu_seqlens[None], host
+        self._layouts.append(batch.layout)
+        return batch.array[None]

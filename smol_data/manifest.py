@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from smol_config import Section, UserError
 
@@ -47,11 +47,14 @@ class Manifest(Section):
 
     version: Literal[1] = 1
     tokenizer: TokenizerIdentity
-    vocab_size: PositiveInt
+    vocab_size: int = Field(gt=0, le=2**31)
     """Ids are below this; the tokenizer's size with its added tokens."""
     dtype: Literal["uint16", "uint32"]
     eos_id: NonNegativeInt | None = None
     """Last token of every document; null when the tokenisation added none and only the index tells documents apart."""
+    eos_ends_documents: bool = False
+    """The EOS id stands at the end of every document and nowhere else (chunks of an offline shuffle end without one too): a
+    window's documents can be read off its tokens, and its index need not be read. The writer of the manifest has checked it."""
     seed: NonNegativeInt | None = None
     """Seed of the document shuffle at tokenisation; null when documents stand in input order."""
     window_tokens: PositiveInt | None = None

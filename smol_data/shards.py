@@ -1,13 +1,13 @@
 """Read-only views of token datasets: a folder of shards as one stream, cut into fixed windows.
 
-    folder --files.TokenFiles--> stream of tokens, document ends --TokenDataset.window(w)--> Window(tokens, document_ends) --> batch.pack
+    folder --files.TokenFiles--> stream of tokens --TokenDataset.window(w)--> Window(tokens, document_ends) --> batch.pack
 
 The shards in the manifest's order make up one stream of N tokens. Windows cross shard files; documents do not.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from smol_data.manifest import DataError, read_manifest, tokenizer_sha256
 class Window(NamedTuple):
     """A training window: S inputs and, shifted by one, S targets."""
 
-    tokens: NDArray[np.int64]
-    """[S + 1]"""
+    tokens: NDArray[Any]
+    """[S + 1], in the shards' uint16 or uint32; read-only"""
     document_ends: NDArray[np.int32]
     """Ends e (exclusive, from the window's start, ascending) with 0 < e <= S: token e is the first of another document."""
 
@@ -67,10 +67,13 @@ class TokenDataset:
     def window(self, index: int) -> Window:
         """Window `index` of 0 .. num_windows - 1; raises DataError on an id outside the vocabulary or a file cut short."""
         first = self._first_token(index)
-        tokens = self.files.tokens(first, self.sequence_length + 1).astype(np.int64)
+        tokens = self.files.tokens(first, self.sequence_length + 1)
         self._check_ids(tokens, first)
-        ends = self.files.ends_between(first, first + self.sequence_length)
-        return Window(tokens, (ends - first).astype(np.int32))
+        if self.manifest.eos_ends_documents:
+            ends = np.flatnonzero(tokens[:-1] == self.manifest.eos_id) + 1
+        else:
+            ends = self.files.ends_between(first, first + self.sequence_length) - first
+        return Window(tokens, ends.astype(np.int32))
 
     def will_need(self, index: int) -> None:
         """Have the system read a window ahead, so that a slow disk works on many windows at a time."""
@@ -85,8 +88,8 @@ class TokenDataset:
             raise IndexError(f"dataset {self.name} has windows 0 to {self.num_windows - 1}, not {index}")
         return index * self.stride
 
-    def _check_ids(self, tokens: NDArray[np.int64], first: int) -> None:
-        if tokens.max() < self.manifest.vocab_size:
+    def _check_ids(self, tokens: NDArray[Any], first: int) -> None:
+        if int(tokens.max()) < self.manifest.vocab_size:
             return
         at = int(np.argmax(tokens >= self.manifest.vocab_size))
         shard, offset = self.files.shard_at(first + at)
@@ -101,8 +104,8 @@ def open_datasets(
 ) -> dict[str, TokenDataset]:
     """Open datasets (name: folder) and check that one tokenizer made them all and that the model's vocabulary holds it.
 
-    They share one pool of descriptors. `tokenizer` is data.tokenizer: a local folder is compared by the SHA-256 of its tokenizer.json, a Hub name by name.
-    Raises DataError, having closed what was open.
+    They share one pool of descriptors, which is closed with any of them. `tokenizer` is data.tokenizer: a local folder is
+    compared by the SHA-256 of its tokenizer.json, a Hub name by name. Raises DataError, having closed what was open.
     """
     files = OpenFiles()
     datasets: dict[str, TokenDataset] = {}

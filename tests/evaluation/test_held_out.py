@@ -32,9 +32,9 @@ def test_the_loss_is_over_the_targets_that_the_trainer_counts(corpus: Path) -> N
     loss, targets = held_out_loss(model, folder, length, windows)
 
     dataset = TokenDataset(folder, length)
-    batch = pack([dataset.window(index) for index in range(windows)])
+    batch = pack([dataset.window(index) for index in range(windows)]).expand()
     dataset.close()
-    tokens, labels, mask = (torch.from_numpy(array[0]) for array in (batch.tokens, batch.labels, batch.loss_mask))
+    tokens, labels, mask = batch.tokens[0], batch.labels[0], batch.loss_mask[0]
     losses = torch.nn.functional.cross_entropy(model.table[tokens], labels, reduction="none")
     assert targets == int(mask.sum()) < windows * length, "some targets cross documents and are left out"
     assert loss == pytest.approx(float((losses * mask).sum() / mask.sum()), rel=1e-5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from smol_data.manifest import FileEntry, Manifest, TokenizerIdentity, sha256_of_file
 
@@ -70,24 +71,27 @@ def make_dataset(tmp_path: Path) -> Maker:
         tokenizer: tuple[str, str] = ("byte-level", "0" * 64),
         vocab_size: int = VOCAB_SIZE,
         window_tokens: int | None = None,
+        megatron: bool = False,
+        eos_ends_documents: bool = False,
     ) -> Made:
         folder = tmp_path / name
         folder.mkdir()
         docs = documents() if docs is None else docs
         cuts = np.linspace(0, len(docs), shards + 1).astype(int)
-        files = []
+        files: list[FileEntry] = []
+        ends: list[np.ndarray] = []
         for number, (first, end) in enumerate(itertools.pairwise(cuts)):
-            files += write_shard(folder, f"{number:03d}_{name}.ds", docs[first:end], dtype, window_tokens)
+            write = write_megatron_shard if megatron else write_shard
+            shard, shard_ends = write(folder, f"{number:03d}_{name}", docs[first:end], dtype, window_tokens)
+            ends.append(shard_ends + sum(entry.tokens or 0 for entry in files))
+            files += shard
         tokens = np.concatenate([np.fromfile(folder / e.name, dtype=dtype) for e in files if e.tokens is not None])
-        ends, start = [], 0
-        for entry in (e for e in files if e.tokens is not None):
-            ends.append(np.fromfile(folder / f"{entry.name}.index", dtype="<u8") + start)
-            start += entry.tokens
         Manifest(
             tokenizer=TokenizerIdentity(name=tokenizer[0], sha256=tokenizer[1]),
             vocab_size=vocab_size,
             dtype=dtype,
             eos_id=EOS,
+            eos_ends_documents=eos_ends_documents,
             window_tokens=window_tokens,
             tokens=len(tokens),
             documents=len(np.concatenate(ends)),
@@ -98,20 +102,41 @@ def make_dataset(tmp_path: Path) -> Maker:
     return make
 
 
-def write_shard(folder: Path, name: str, docs: Sequence[np.ndarray], dtype: str, chunk: int | None) -> list[FileEntry]:
+Shard = tuple[list[FileEntry], np.ndarray]
+"""Manifest entries and document ends."""
+
+
+def write_shard(folder: Path, name: str, docs: Sequence[np.ndarray], dtype: str, chunk: int | None) -> Shard:
     """One shard with its index; with `chunk`, cut into whole chunks as an offline chunk shuffle leaves it."""
     tokens = np.concatenate(docs)
     ends = np.cumsum([len(doc) for doc in docs])
     if chunk:
         tokens = tokens[: len(tokens) // chunk * chunk]
         ends = np.union1d(ends[ends < len(tokens)], np.arange(chunk, len(tokens) + 1, chunk))
-    tokens.astype(dtype).tofile(folder / name)
-    ends.astype("<u8").tofile(folder / f"{name}.index")
-    entries = []
-    for file, counts in ((name, {"tokens": len(tokens), "documents": len(ends)}), (f"{name}.index", {})):
-        path = folder / file
-        entries.append(FileEntry(name=file, bytes=path.stat().st_size, sha256=sha256_of_file(path), **counts))
-    return entries
+    tokens.astype(dtype).tofile(folder / f"{name}.ds")
+    ends.astype("<u8").tofile(folder / f"{name}.ds.index")
+    return entries(folder, f"{name}.ds", f"{name}.ds.index", len(tokens), len(ends)), ends
+
+
+def write_megatron_shard(folder: Path, name: str, docs: Sequence[np.ndarray], dtype: str, chunk: int | None) -> Shard:
+    """One shard as Megatron-Core's own builder writes it."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    assert chunk is None
+    builder = IndexedDatasetBuilder(str(folder / f"{name}.bin"), dtype=np.uint16 if dtype == "uint16" else np.int32)
+    for doc in docs:
+        builder.add_document(torch.from_numpy(doc), [len(doc)])
+    builder.finalize(str(folder / f"{name}.idx"))
+    ends = np.cumsum([len(doc) for doc in docs])
+    return entries(folder, f"{name}.bin", f"{name}.idx", int(ends[-1]), len(ends)), ends
+
+
+def entries(folder: Path, shard: str, index: str, tokens: int, documents: int) -> list[FileEntry]:
+    counts = {shard: {"tokens": tokens, "documents": documents}, index: {}}
+    return [
+        FileEntry(name=name, bytes=(folder / name).stat().st_size, sha256=sha256_of_file(folder / name), **count)
+        for name, count in counts.items()
+    ]
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_batches_are_those_of_order_and_pack(data: DataConfig, segments: list[Se
     for number, batch in enumerate(batches):
         first = batch_at(segments, number // 2).first_sample + (number % 2 * 2 + 1) * 3
         windows = [datasets[p.dataset].window(p.window) for p in order.locate_range(first, first + 3)]
-        direct = pack(windows, document_mask)
+        direct = pack(windows, document_mask).expand()
         assert same(batch, direct)
         assert all(getattr(batch, f.name).device == CPU for f in fields(batch) if f.name != "max_seqlen")
         assert batch.cu_seqlens.dtype == torch.int32
@@ -217,7 +217,7 @@ def test_held_out_windows_are_each_evaluated_once_by_ranks_in_step(data: DataCon
                     seen.append(tokens.tolist())
     assert seen == [dataset.window(i).tokens[:-1].tolist() for i in range(windows)]
     assert sum(float(batch.loss_mask.sum()) for batches in ranks for batch in batches) == sum(
-        pack([dataset.window(i)]).loss_mask.sum() for i in range(windows)
+        pack([dataset.window(i)]).expand().loss_mask.sum() for i in range(windows)
     )
 
 

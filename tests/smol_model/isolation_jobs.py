@@ -48,7 +48,7 @@ def by_document(values: Tensor) -> list[Tensor]:
     return list(values.split(DOCUMENTS))
 
 
-def losses_of(model: Any, batch: PackedBatch[Tensor]) -> Tensor:
+def losses_of(model: Any, batch: PackedBatch) -> Tensor:
     """[t], masked targets 0; from the step that the trainer runs."""
     from smol_train.step import forward_step
 
@@ -109,7 +109,7 @@ def packed_against_alone() -> dict[str, float]:
     }
 
 
-def single(tokens: Tensor) -> PackedBatch[Tensor]:
+def single(tokens: Tensor) -> PackedBatch:
     """A row that holds one document."""
     length = len(tokens)
     borders, places = torch.tensor([0, length], dtype=torch.int32), torch.arange(length)[None]

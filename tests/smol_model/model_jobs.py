@@ -91,14 +91,12 @@ def windows(lengths: Sequence[Sequence[int]], seed: int = 0, changed: int | None
     return made
 
 
-def row(made: list[Window], document_mask: bool = True) -> PackedBatch[Tensor]:
+def row(made: list[Window], document_mask: bool = True) -> PackedBatch:
     """Windows as the loader hands them out."""
-    packed = pack(made, document_mask)
-    arrays = {name: torch.from_numpy(value) for name, value in vars(packed).items() if name != "max_seqlen"}
-    return PackedBatch(**arrays, max_seqlen=packed.max_seqlen)
+    return pack(made, document_mask).expand()
 
 
-def logits_of(model: Any, batch: PackedBatch[Tensor]) -> Tensor:
+def logits_of(model: Any, batch: PackedBatch) -> Tensor:
     """[t, vocabulary / TP]"""
     from smol_train.step import packed_sequence
 
