@@ -49,6 +49,7 @@ def wanted(repositories: Path) -> dict[str, bytes]:
 def test_the_matching_files_come_from_the_hub_with_their_commit(server: HubDouble, repositories: Path, tmp_path: Path) -> None:
     fetch(Hub(), tmp_path / "text")
     assert fetched(tmp_path / "text") == wanted(repositories)
+    assert all(f"/resolve/{COMMIT}/" in line for line in server.requests if " /datasets/" in line)
     listing = kept_listing(tmp_path / "text")
     assert listing is not None
     assert (listing.commit, listing.revision, len(listing.files)) == (COMMIT, "main", 3)
