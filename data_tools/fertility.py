@@ -25,6 +25,7 @@ from data_tools.console import Progress, add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, find_inputs
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.sampling import sample_texts
+from data_tools.tables import table
 from data_tools.tokenizer_file import open_tokenizer
 from smol_config import UserError
 
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
         if not row[0].words:
             raise UserError(f"--text {text}: no words in its sample of {row[0].bytes:,} bytes; give a text that has some")
         counts += row
-    print("\n\n".join(f"{title}\n{table(counts, column)}" for column, (title, _, _) in MEASURES.items()))
+    print("\n\n".join(f"{title}\n{figures_table(counts, column)}" for column, (title, _, _) in MEASURES.items()))
     if options.output:
         with whole_folder(options.output) as folder:
             write_csv(folder / "fertility.csv", counts)
@@ -222,16 +223,12 @@ def _columns(counts: list[Count]) -> tuple[list[str], list[str], dict[tuple[str,
     return list(dict.fromkeys(c.text for c in counts)), list(dict.fromkeys(c.tokenizer for c in counts)), by_pair
 
 
-def table(counts: list[Count], column: str) -> str:
+def figures_table(counts: list[Count], column: str) -> str:
     """One figure as plain text: a line per text, a column per tokenizer."""
     texts, tokenizers, by_pair = _columns(counts)
     _, figure, form = MEASURES[column]
-    wide = max(len(text) for text in texts)
-    lines = ["  ".join([" " * wide, *(f"{tokenizer:>8}" for tokenizer in tokenizers)])]
-    for text in texts:
-        cells = [f"{form.format(figure(by_pair[text, name])):>{max(8, len(name))}}" for name in tokenizers]
-        lines.append("  ".join([f"{text:<{wide}}", *cells]))
-    return "\n".join(lines)
+    rows = [[text, *(form.format(figure(by_pair[text, name])) for name in tokenizers)] for text in texts]
+    return table(["", *tokenizers], rows)
 
 
 def markdown(counts: list[Count]) -> str:
