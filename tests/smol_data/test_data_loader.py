@@ -113,6 +113,54 @@ def test_a_resume_on_other_ranks_with_another_batch_size_goes_on_in_the_same_ord
     assert taken[:12] == rows[24:36]  # the rest of the stage: two steps of 6
 
 
+@pytest.mark.parametrize("worlds", [(1, 2, 4), (4, 2, 1), (2, 4, 2)])
+def test_each_global_batch_stays_the_same_when_the_ranks_change(data: DataConfig, worlds: tuple[int, int, int]) -> None:
+    """Resumed on other numbers of ranks at steps 2 and 5: in mid-stage, and in the middle of both datasets' epochs."""
+    segments = resolve_segments(data.stages, S, 12)
+    order = expected_rows(data, segments)
+    for world, first, end in zip(worlds, (0, 2, 5), (2, 5, 7), strict=True):
+        ranks = [collect(data, segments, 3, rank, world, start_step=first) for rank in range(world)]
+        per_step = 12 // (world * 3)
+        for step in range(first, end):
+            taken = []
+            for micro_batch in range((step - first) * per_step, (step - first + 1) * per_step):
+                for rank in range(world):
+                    taken += ranks[rank][micro_batch].tokens.reshape(3, S).tolist()
+            assert taken == order[step]
+
+
+def test_dozens_of_datasets_in_many_shards_with_windows_of_several_lengths(make_dataset: Callable) -> None:
+    """46 datasets, 1,380 shards, read as 16, 128 and 256 tokens a window."""
+    text = [np.array([*f"document {i} of many ".encode(), 256]) for i in range(600)]
+    folders = {f"set-{i:02d}": str(make_dataset(f"set-{i:02d}", text[i:], shards=30).folder) for i in range(46)}
+    stage = StageConfig(name="all", steps=3, weights={name: 1.0 + i for i, name in enumerate(folders)})
+    for length in (16, 128, 256):
+        data = DataConfig(tokenizer="byte-level", sequence_length=length, datasets=folders, stages=[stage])
+        segments = resolve_segments(data.stages, length, 48)
+        loader = TrainLoader(data, segments, 16, 0, 1, CPU)
+        assert len(loader.datasets) == 46
+        assert [batch.tokens.shape[1] for batch in loader] == [16 * length] * 9
+        loader.close()
+
+
+def test_a_dataset_that_comes_or_goes_in_mid_run_repeats_nothing(data: DataConfig, make_dataset: Callable) -> None:
+    """Within an epoch no window comes twice, though `more` pauses for a stage and a new dataset joins."""
+    new = make_dataset("new")
+    stages = [
+        StageConfig(name="one", steps=3, weights={"text": 0.5, "more": 0.5}),
+        StageConfig(name="two", steps=3, weights={"text": 0.5, "new": 0.5}),
+        StageConfig(name="three", steps=3, weights={"more": 0.7, "new": 0.3}),
+    ]
+    data = data.model_copy(update={"stages": stages, "datasets": data.datasets | {"new": str(new.folder)}})
+    segments = resolve_segments(stages, S, 12)
+    sizes = {name: TokenDataset(folder, S).num_windows for name, folder in data.datasets.items()}
+    places = Order(segments, data.seed, sizes).locate_range(0, 9 * 12)
+    seen = [(place.dataset, place.epoch, place.window) for place in places]
+    assert len(set(seen)) == len(seen) and {place.dataset for place in places} == set(data.datasets)
+    resumed = [batch.tokens.tolist() for batch in collect(data, segments, start_step=4)]
+    assert resumed == [batch.tokens.tolist() for batch in collect(data, segments)][4 * 6 :]
+
+
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 def test_how_far_it_reads_ahead_changes_nothing(data: DataConfig, segments: list[Segment], prefetch: int) -> None:
     batches = collect(data, segments, prefetch=prefetch)
