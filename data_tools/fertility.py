@@ -262,7 +262,7 @@ def draw(path: Path, counts: list[Count]) -> None:
     from matplotlib.figure import Figure
 
     texts, tokenizers, by_pair = _columns(counts)
-    picture = Figure(figsize=(12, 1.6 + len(texts) * (0.25 + 0.12 * len(tokenizers))), layout="constrained")
+    picture = Figure(figsize=(12, 1.4 + len(texts) * (0.2 + 0.1 * len(tokenizers))), layout="constrained")
     axes = picture.subplots(1, len(MEASURES), sharey=True)
     height = 0.8 / len(tokenizers)
     for axis, (title, figure, _) in zip(axes, MEASURES.values(), strict=True):
@@ -272,7 +272,7 @@ def draw(path: Path, counts: list[Count]) -> None:
         axis.set_title(title.replace(" (", "\n("), fontsize=9)
         axis.set_yticks(range(len(texts)), texts)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(texts) - 0.4, -0.6)  # the first text on top; the axes are shared
     handles, labels = axes[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside lower center", ncols=len(tokenizers))
     picture.savefig(path, dpi=130)
