@@ -1,55 +1,45 @@
-"""datatrove's pipeline steps, made strict: the only file that subclasses them. Imported when a command needs datatrove.
+"""datatrove's readers, made strict: the only file that subclasses them. Imported when a command needs datatrove.
 
-    reader (JSON Lines, Parquet, text) -> Document -> ShardWriter -> *.ds, *.ds.index, *.ds.metadata
+    files (JSON Lines, Parquet, Arrow, text) -> reader -> Document -> filters -> shard_writer.py
 
-Reading, sharding, compression, tokenising in batches, shuffling and scheduling stay datatrove's. What is changed here:
-
-- A line that is not JSON, a document without its text and a damaged file end the run with one sentence. datatrove logs
-  them and goes on, so a training set could lose documents unseen. Documents whose text is empty are left out and counted.
-- The tokenizer is loaded without the truncation and padding that its file may ask for, a special token's name inside a
-  document stays plain text (else a text about tokenizers would end its own document), and exactly one EOS is appended.
-- Workers print nothing; what goes wrong travels to the parent as an exception.
+A document without its text and a damaged or truncated file end the run with one sentence; datatrove logs them and goes on,
+so a training set could lose documents unseen. Lines that give no document are counted and named, up to a limit that is
+zero unless told otherwise. Documents whose text is empty are left out and counted.
 """
 
 import gzip
 import io
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
+import pyarrow
 import pyarrow.parquet
 import zstandard
 from datatrove.data import Document
-from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.readers import JsonlReader, ParquetReader
 from datatrove.pipeline.readers.base import BaseDiskReader
-from datatrove.pipeline.tokens import DocumentTokenizer
 from loguru import logger
-from tokenizers import Tokenizer
-from tokenizers.processors import TemplateProcessing
 
-from data_tools.tokenizer_file import TokenizerFile
 from smol_config import UserError
 
-EMPTY_DOCUMENTS = "empty_documents"  # name of the counter in datatrove's statistics
 
+class StrictReader(BaseDiskReader):
+    """What the readers share: an explicit file list, and no document lost in silence."""
 
-class _StrictReader(BaseDiskReader):
-    """What the three readers share: an explicit file list, and no document lost in silence."""
-
-    def __init__(self, files: list[str], text_key: str) -> None:
+    def __init__(self, files: list[str], text_key: str, columns: tuple[str, ...] = (), max_broken_lines: int = 0) -> None:
+        """`columns` are the keys kept beside the text, as the documents' metadata, for steps that look at them."""
         super().__init__("/", text_key=text_key)
-        self.files = files
+        self.files, self.columns, self.max_broken_lines = files, columns, max_broken_lines
+        self.empty_documents = 0
+        self.broken_lines: list[dict[str, Any]] = []
+        """file, line and error of each."""
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """The documents of this task's files."""
-        for document in self.read_files_shard(self.files[rank::world_size]):
-            self.update_doc_stats(document)
-            yield document
+        """The documents of this task's files: task r of n has the files r, r + n, r + 2n, ..."""
+        for file in self.files[rank::world_size]:
+            yield from self.read_file(file)
 
     def read_file(self, filepath: str) -> Iterator[Document]:
         """The documents of one file; raises UserError when the file or a document of it cannot be used."""
@@ -66,7 +56,7 @@ class _StrictReader(BaseDiskReader):
         raise NotImplementedError
 
     def get_document_from_dict(self, data: Any, source_file: str, id_in_file: int | str) -> Document | None:
-        """The document of one record; None for an empty text. Only the text is kept: nothing else reaches the shards."""
+        """The document of one record; None for an empty text. Only text and `columns` are kept."""
         where = f"{source_file}, record {id_in_file}"
         if not isinstance(data, dict):
             raise UserError(
@@ -81,50 +71,76 @@ class _StrictReader(BaseDiskReader):
                 f"{where}: {self.text_key!r} holds {type(text).__name__}, not text; name the text's key with --text-key"
             )
         if not text:
-            self.stat_update(EMPTY_DOCUMENTS)
+            self.empty_documents += 1
             return None
-        return Document(text=text, id=f"{source_file}/{id_in_file}")
+        metadata = {column: data.get(column) for column in self.columns}
+        return Document(text=text, id=f"{source_file}/{id_in_file}", metadata=metadata)
+
+    def break_line(self, filepath: str, number: int, error: UserError) -> None:
+        """Count a line that gives no document; raises UserError past the limit."""
+        self.broken_lines.append({"file": filepath, "line": number, "error": str(error)})
+        if not self.max_broken_lines:
+            raise error
+        if len(self.broken_lines) > self.max_broken_lines:
+            raise UserError(f"more lines are broken than --max-broken-lines {self.max_broken_lines}; the last: {error}")
 
 
-class StrictJsonlReader(_StrictReader, JsonlReader):
+class JsonlReader(StrictReader):
     """JSON Lines, also gzip and zstd; blank lines are passed over."""
 
-    compression = "infer"
+    name = "JSON Lines"
 
     def documents_of(self, filepath: str) -> Iterator[Document]:
         with _lines(filepath) as lines:
             for number, line in enumerate(lines, start=1):
-                if not line.strip():
+                if line.isspace():
                     continue
+                document = None
                 try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise UserError(
-                        f"{filepath}, record {number}: not valid JSON ({error}); mend or remove the line"
-                    ) from error
-                if document := self.get_document_from_dict(record, filepath, number):
+                    document = self.get_document_from_dict(_parsed(line, filepath, number), filepath, number)
+                except UserError as error:
+                    self.break_line(filepath, number, error)
+                if document:
                     yield document
 
 
-class StrictParquetReader(_StrictReader, ParquetReader):
-    """Parquet; of its columns only the text is read."""
+class ParquetReader(StrictReader):
+    """Parquet; only the columns that are needed are read."""
 
-    batch_size = 1000
+    name = "Parquet"
+    batch_rows = 1000
 
     def documents_of(self, filepath: str) -> Iterator[Document]:
         with pyarrow.parquet.ParquetFile(filepath) as file:
-            columns = file.schema_arrow.names
-            if self.text_key not in columns:
-                self.get_document_from_dict(dict.fromkeys(columns), filepath, 1)  # raises, naming the columns
-            number = 0
-            for batch in file.iter_batches(batch_size=self.batch_size, columns=[self.text_key]):
-                for record in batch.to_pylist():
-                    number += 1
-                    if document := self.get_document_from_dict(record, filepath, number):
-                        yield document
+            columns = self.needed(file.schema_arrow.names, filepath)
+            yield from self.documents_of_batches(file.iter_batches(batch_size=self.batch_rows, columns=columns), filepath)
+
+    def needed(self, names: list[str], filepath: str) -> list[str]:
+        """The columns to read; raises UserError, naming those that are there, when the text's is missing."""
+        if self.text_key not in names:
+            self.get_document_from_dict(dict.fromkeys(names), filepath, 1)
+        return [self.text_key, *(column for column in self.columns if column in names)]
+
+    def documents_of_batches(self, batches: Iterable[pyarrow.RecordBatch], filepath: str) -> Iterator[Document]:
+        """The documents of a table's batches."""
+        records = (record for batch in batches for record in batch.to_pylist())
+        for number, record in enumerate(records, start=1):
+            if document := self.get_document_from_dict(record, filepath, number):
+                yield document
 
 
-class TextReader(_StrictReader):
+class ArrowReader(ParquetReader):
+    """Arrow streams, as `datasets.save_to_disk` writes them."""
+
+    name = "Arrow"
+
+    def documents_of(self, filepath: str) -> Iterator[Document]:
+        with pyarrow.memory_map(filepath) as source, pyarrow.ipc.open_stream(source) as stream:
+            columns = self.needed(stream.schema.names, filepath)
+            yield from self.documents_of_batches((batch.select(columns) for batch in stream), filepath)
+
+
+class TextReader(StrictReader):
     """Plain UTF-8 text: one file, one document, line ends kept as they are."""
 
     name = "Text"
@@ -135,7 +151,14 @@ class TextReader(_StrictReader):
             yield document
 
 
-READERS = {"jsonl": StrictJsonlReader, "parquet": StrictParquetReader, "text": TextReader}
+READERS = {"jsonl": JsonlReader, "parquet": ParquetReader, "arrow": ArrowReader, "text": TextReader}
+
+
+def _parsed(line: bytes, filepath: str, number: int) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{filepath}, record {number}: not valid JSON ({error}); mend or remove the line") from error
 
 
 @contextmanager
@@ -145,45 +168,41 @@ def _lines(filepath: str) -> Iterator[Iterable[bytes]]:
         if filepath.endswith(".gz"):
             yield gzip.GzipFile(fileobj=file)
         elif filepath.endswith(".zst"):
-            # Files of many frames (made by `cat`, by parallel writers) are one stream; by default a read ends with its frame,
-            # and whether more follows is left to the caller.
-            yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+            yield io.BufferedReader(_ZstdStream(file), buffer_size=2**20)
         else:
             yield file
 
 
-class ShardWriter(DocumentTokenizer):
-    """Tokenises documents, appends EOS, shuffles the documents of each shard with a fixed seed and writes the shard.
+class _ZstdStream(io.RawIOBase):
+    """A zstd file of one frame or of many (made by `cat`, by parallel writers); a truncated one raises EOFError.
 
-    `seed` is the same in all tasks; orders differ because the documents do. The name that datatrove writes into
-    `*.ds.metadata` is the tokenizer's hash, not its path: equal text and tokenizer give equal files wherever they lie.
+    zstandard's own reader ends without a word where the file ends, even in the middle of a frame.
     """
 
-    def __init__(self, folder: str, tokenizer: TokenizerFile, seed: int) -> None:
-        super().__init__(
-            folder,
-            tokenizer_name_or_path=f"sha256:{tokenizer.sha256}",
-            eos_token=tokenizer.eos_token,
-            batch_size=1000,  # encodings hold about 100 bytes a token until a batch is written
-            seed=seed,
-            shuffle_documents=True,
-        )
-        self.source = tokenizer
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._rest, self._text = b"", memoryview(b"")
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Loaded in the worker: of the settings below, some do not survive pickling."""
-        tokenizer = Tokenizer.from_file(str(self.source.file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        tokenizer.post_processor = TemplateProcessing(single="$A <EOS>", special_tokens=[("<EOS>", self.source.eos_id)])
-        return tokenizer
+    def readable(self) -> bool:
+        return True
 
-    @cached_property
-    def token_size(self) -> int:
-        """Bytes per id."""
-        return 2 if self.source.dtype == "uint16" else 4
+    def readinto(self, buffer: Any) -> int:
+        while not self._text:
+            data = self._rest or self._file.read(2**17)
+            self._rest = b""
+            if not data:
+                if self._frame:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._text = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._text))
+        buffer[:count] = self._text[:count]
+        self._text = self._text[count:]
+        return count
 
 
 @contextmanager
@@ -194,19 +213,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.enable("datatrove")
-
-
-class QuietExecutor(LocalPipelineExecutor):
-    """datatrove's local executor without its log lines. With one worker everything runs in this process."""
-
-    def _launch_run_for_rank(self, *arguments: Any, **options: Any) -> Any:
-        if self.workers > 1:
-            # This runs in the worker process, which has one core to itself and settings of its own.
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            logger.disable("datatrove")
-        return super()._launch_run_for_rank(*arguments, **options)
-
-    def run(self) -> Any:
-        """Run all tasks; returns datatrove's statistics. An exception of a task arrives here as it was raised."""
-        with quiet():
-            return super().run()

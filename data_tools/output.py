@@ -58,6 +58,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def check_file(path: Path) -> Path:
+    """`path`, if a result file can be written there; raises UserError when its folder is missing or it is itself a folder."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    return path
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, whatever happens meanwhile."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -96,6 +105,7 @@ class Working:
                   files/          the finished parts' files; takes the result's name at the end
                   parts/P.json    the record of finished part P, written after its files
                   attempts/       parts being made, one folder an attempt
+                  jobs            ids of the Slurm jobs that the work was given to
     """
 
     target: Path
@@ -108,6 +118,21 @@ class Working:
     @property
     def files(self) -> Path:
         return self.root / "files"
+
+    @property
+    def logs(self) -> Path:
+        """Where jobs elsewhere write their logs; it outlives the working folder."""
+        return self.target.parent / f".{self.target.name}.logs"
+
+    @property
+    def jobs(self) -> list[str]:
+        """The Slurm jobs that the work was given to, whether or not they still run."""
+        path = self.root / "jobs"
+        return path.read_text(encoding="utf8").split() if path.is_file() else []
+
+    def hand_over(self, jobs: Iterable[str]) -> None:
+        """Note that these Slurm jobs go on with the work; the folder is kept for them."""
+        write_whole(self.root / "jobs", " ".join(jobs))
 
     def record(self, part: str) -> Part | None:
         """The record of a part; None when it is not finished."""
@@ -195,15 +220,19 @@ def resumable_folder(folder: Path, settings: Mapping[str, Any], fresh: bool = Fa
                     print(kept, file=sys.stderr, flush=True)
                 raise
             finally:
-                if not working.files.exists() or not working.finished():
+                if not _in_use(working):
                     shutil.rmtree(working.root, ignore_errors=True)
                     _remove_empty(missing_parents)
     except OSError as error:
         raise _refused(folder, error) from error
 
 
+def _in_use(working: Working) -> bool:
+    return bool(working.jobs) or (working.files.is_dir() and any(working.files.iterdir()))
+
+
 def _kept(working: Working) -> str:
-    parts = len(working.finished())
+    parts = len(working.finished()) if _in_use(working) else 0
     return f"{parts} finished parts are kept in {working.root}; the same command goes on with them" if parts else ""
 
 
@@ -239,6 +268,7 @@ def _set_up(working: Working, settings: Mapping[str, Any], fresh: bool) -> None:
                 f"{working.root} holds parts made with other settings: {', '.join(changes)}; give the former settings to go "
                 "on with them, or --fresh to start over"
             )
+        (working.root / "jobs").unlink(missing_ok=True)
         shutil.rmtree(working.root / "attempts", ignore_errors=True)
         (working.root / "attempts").mkdir()
         return
