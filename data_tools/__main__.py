@@ -8,10 +8,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_tools import adopt, corpus, fertility, megatron_index, mixture, tokenize_text, train_tokenizer, verify
+from data_tools import (
+    adopt,
+    corpus,
+    fertility,
+    inspect_samples,
+    megatron_index,
+    mixture,
+    tokenize_text,
+    train_tokenizer,
+    verify,
+)
 from smol_config import UserError
 
-COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify, mixture, adopt, megatron_index)
+COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify, mixture, adopt, megatron_index, inspect_samples)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.mixture_plan import MixturePlan
+from data_tools.output import check_file
 from data_tools.tables import percent, short
 from smol_config import UserError
 
@@ -33,9 +34,7 @@ def check_picture(path: Path) -> Path:
         raise UserError(
             f"--output {path}: cannot draw {path.suffix or 'a file without ending'}; end it in {', '.join(FORMATS)}"
         )
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: the folder {path.parent} does not exist; make it first")
-    return path
+    return check_file(path)
 
 
 def save(figure: Figure, path: Path) -> None:
