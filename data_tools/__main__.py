@@ -15,13 +15,14 @@ from data_tools import (
     inspect_samples,
     megatron_index,
     mixture,
+    shuffle,
     tokenize_text,
     train_tokenizer,
     verify,
 )
 from smol_config import UserError
 
-COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify, mixture, adopt, megatron_index, inspect_samples)
+COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify, mixture, adopt, megatron_index, shuffle, inspect_samples)
 
 
 def build_parser() -> argparse.ArgumentParser:
