@@ -1,48 +1,23 @@
-"""`tokenize`: shards that give every text back, a manifest that agrees with the files, and faults that leave nothing."""
+"""`tokenize`: shards that give every text back, and a manifest that agrees with the files."""
 
 import gzip
-import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.tokens import DocumentTokenizer
 from document_files import Tool, contents, python, read_documents, write_documents
+from tokenized import TEXTS, changed_tokenizer, documents_in, texts_in
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from smol_data.manifest import Manifest, read_manifest, sha256_of_file
-
-TEXTS = ["first text, é 漢 🙂", "second\n\ttext\r\n", " third ", "fourth: <|end_of_text|> inside", "5 5 5"]
-
-
-def documents_in(folder: Path) -> list[list[int]]:
-    """The ids of every document of a token dataset, read from the files alone."""
-    manifest = read_manifest(folder)
-    documents = []
-    for shard in manifest.shards:
-        ids = np.fromfile(folder / shard.name, dtype=manifest.token_dtype)
-        ends = np.fromfile(folder / f"{shard.name}.index", dtype="<u8").astype(int)
-        documents += [part.tolist() for part in np.split(ids, ends[:-1])]
-    return documents
-
-
-def texts_in(folder: Path, tokenizer: Path) -> list[str]:
-    """Every document's text, its EOS checked and taken away."""
-    loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    documents = documents_in(folder)
-    assert all(ids[-1] == 0 and 0 not in ids[:-1] for ids in documents)
-    return [loaded.decode(ids[:-1], skip_special_tokens=False) for ids in documents]
-
-
-def changed_tokenizer(tokenizer: Path, folder: Path, **settings: object) -> Path:
-    """A copy of a tokenizer folder with other settings in tokenizer_config.json."""
-    folder.mkdir()
-    (folder / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
+from data_tools.datatrove_steps import quiet
+from smol_data.manifest import read_manifest, sha256_of_file
 
 
 def test_every_document_of_the_corpus_comes_back_from_its_ids(corpus: Path, tokenizer: Path, tokens: Path) -> None:
@@ -52,7 +27,7 @@ def test_every_document_of_the_corpus_comes_back_from_its_ids(corpus: Path, toke
 
 def test_the_manifest_agrees_with_the_files(corpus: Path, tokenizer: Path, tokens: Path) -> None:
     manifest = read_manifest(tokens)
-    on_disk = {path.name for path in tokens.iterdir()} - {"manifest.json"}
+    on_disk = {path.name for path in tokens.iterdir()} - {"manifest.json", "report.json"}
     assert [entry.name for entry in manifest.files] == sorted(on_disk)
     assert {Path(name).suffix for name in on_disk} == {".ds", ".index", ".metadata"}
     for entry in manifest.files:
@@ -64,6 +39,7 @@ def test_the_manifest_agrees_with_the_files(corpus: Path, tokenizer: Path, token
     assert manifest.documents == len(read_documents(corpus / "docs"))
     assert manifest.tokens == sum(shard.tokens or 0 for shard in manifest.shards)
     assert (manifest.dtype, manifest.eos_id, manifest.seed, manifest.vocab_size) == ("uint16", 0, 0, 2000)
+    assert manifest.eos_ends_documents
     assert manifest.tokenizer.name == str(tokenizer)
     assert manifest.tokenizer.sha256 == sha256_of_file(tokenizer / "tokenizer.json")
 
@@ -87,23 +63,35 @@ def test_the_number_of_workers_changes_no_byte(corpus: Path, tokenizer: Path, to
     assert " | " not in done.err  # datatrove's log lines stay off the terminal
 
 
-def test_a_fault_in_a_worker_process_is_one_sentence(tokenizer: Path, tmp_path: Path) -> None:
-    sources = [write_documents(tmp_path / f"{index}.jsonl", TEXTS) for index in range(3)]
-    sources.append(write_documents(tmp_path / "bad.jsonl", ["x"], key="body"))
-    before = contents(tmp_path)
-    arguments = ["tokenize", *sources, tmp_path / "out", "--tokenizer", tokenizer, "--tasks", "4", "--workers", "2"]
-    done = python("-m", "data_tools", *arguments)
-    assert done.code == 2
-    assert done.err.splitlines()[-1].startswith("error: ")
-    assert "bad.jsonl, record 1: no key 'text'; keys there: 'body'" in done.err
-    assert "Traceback" not in done.err
-    assert contents(tmp_path) == before
+def test_the_files_are_those_that_datatrove_writes(corpus: Path, tokenizer: Path, tokens: Path, tmp_path: Path) -> None:
+    """Its own reader and tokenizer, run on the files of the first shard with the same seed."""
+    name = f"sha256:{sha256_of_file(tokenizer / 'tokenizer.json')}"
+    files = sorted((corpus / "docs").iterdir())[::2]
+    (tmp_path / "paths").write_text("".join(f"{file.name}\n" for file in files))
+    reader = JsonlReader(str(corpus / "docs"), paths_file=str(tmp_path / "paths"))
+    writer = DocumentTokenizer(str(tmp_path / "theirs"), str(tokenizer / "tokenizer.json"), eos_token="<|end_of_text|>", seed=0)
+    with quiet():
+        for _ in writer.run(reader.run()) or ():
+            pass
+    shard = "00000_00000_doc_shuffled.ds"
+    for ending in ("", ".index"):
+        assert (tmp_path / "theirs" / f"{shard}{ending}").read_bytes() == (tokens / f"{shard}{ending}").read_bytes()
+    note = (tmp_path / "theirs" / f"{shard}.metadata").read_text().replace(str(tokenizer / "tokenizer.json"), name)
+    assert note == (tokens / f"{shard}.metadata").read_text()
+
+
+def test_an_eos_inside_a_document_is_noted(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
+    """An EOS that is a plain token of the vocabulary comes from plain text too."""
+    folder = changed_tokenizer(tokenizer, tmp_path / "tokenizer", eos_token="a")
+    source = write_documents(tmp_path / "a.jsonl", ["a b a"])
+    assert tool("tokenize", source, tmp_path / "out", "--tokenizer", folder).code == 0
+    assert not read_manifest(tmp_path / "out").eos_ends_documents
 
 
 def test_all_kinds_of_files_give_the_same_tokens(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
     plain = write_documents(tmp_path / "plain" / "a.jsonl", TEXTS)
     lines = plain.read_bytes().splitlines(keepends=True)
-    for name in ("gz", "zst", "parquet", "txt"):
+    for name in ("gz", "zst", "parquet", "txt", "arrow"):
         (tmp_path / name).mkdir()
     (tmp_path / "gz" / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     # two frames, as parallel compressors and `cat` write them
@@ -111,14 +99,15 @@ def test_all_kinds_of_files_give_the_same_tokens(tool: Tool, tokenizer: Path, tm
     (tmp_path / "zst" / "a.jsonl.zst").write_bytes(frames)
     table = pyarrow.table({"url": ["http://x"] * len(TEXTS), "text": TEXTS})
     pyarrow.parquet.write_table(table, tmp_path / "parquet" / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "arrow" / "saved")
     for index, text in enumerate(TEXTS):
         (tmp_path / "txt" / f"{index}.txt").write_bytes(text.encode())
-    for name in ("plain", "gz", "zst", "parquet", "txt"):
+    for name in ("plain", "gz", "zst", "parquet", "txt", "arrow"):
         outcome = tool("tokenize", tmp_path / name, tmp_path / "out" / name, "--tokenizer", tokenizer)
         assert outcome.code == 0, outcome
     expected = contents(tmp_path / "out" / "plain")
     assert sorted(texts_in(tmp_path / "out" / "plain", tokenizer)) == sorted(TEXTS)
-    for name in ("gz", "zst", "parquet", "txt"):
+    for name in ("gz", "zst", "parquet", "txt", "arrow"):
         assert contents(tmp_path / "out" / name) == expected, name
 
 
@@ -166,17 +155,6 @@ def test_documents_without_text_are_left_out_and_counted(tool: Tool, tokenizer: 
     assert sum(path.suffix == ".ds" for path in (tmp_path / "out").iterdir()) == 1
 
 
-def test_an_empty_folder_may_be_given_and_a_finished_one_not(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
-    source = write_documents(tmp_path / "a.jsonl", TEXTS)
-    (tmp_path / "out").mkdir()
-    assert tool("tokenize", source, tmp_path / "out", "--tokenizer", tokenizer).code == 0
-    before = contents(tmp_path)
-    outcome = tool("tokenize", source, tmp_path / "out", "--tokenizer", tokenizer)
-    assert outcome.code == 2
-    assert "already holds a finished dataset (manifest.json); remove it or name a new folder" in outcome.err
-    assert contents(tmp_path) == before
-
-
 def test_a_hub_name_is_resolved_through_the_hub(
     tool: Tool, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,120 +172,3 @@ def test_a_hub_name_is_resolved_through_the_hub(
     outcome = tool("tokenize", source, tmp_path / "other", "--tokenizer", "no/such")
     assert outcome.code == 2
     assert "--tokenizer no/such: neither a folder here nor a Hub repository" in outcome.err
-
-
-def test_a_shard_that_disagrees_with_its_index_is_not_released(
-    tool: Tool, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from data_tools import datatrove_steps, tokenize_text
-
-    write = tokenize_text.write_shards
-
-    def spoil(folder: Path, *arguments: object) -> int:
-        empty = write(folder, *arguments)  # type: ignore[arg-type]
-        shard = next(folder.glob("*.ds"))
-        shard.write_bytes(shard.read_bytes()[:-2])
-        return empty
-
-    monkeypatch.setattr(tokenize_text, "write_shards", spoil)
-    source = write_documents(tmp_path / "a.jsonl", TEXTS)
-    outcome = tool("tokenize", source, tmp_path / "out", "--tokenizer", tokenizer)
-    assert (outcome.code, "and its index disagree after writing" in outcome.err) == (2, True)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.undo()
-
-    def crash(*_: object, **__: object) -> None:
-        raise RuntimeError("a fault of the library\nwith more lines")
-
-    monkeypatch.setattr(datatrove_steps.ShardWriter, "write_unshuffled", crash)
-    outcome = tool("tokenize", source, tmp_path / "out", "--tokenizer", tokenizer)
-    assert (outcome.code, "failed with RuntimeError: a fault of the library; nothing" in outcome.err) == (2, True)
-    assert not (tmp_path / "out").exists()
-
-
-def test_bad_inputs_are_refused_with_one_sentence(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
-    good = write_documents(tmp_path / "good" / "a.jsonl", TEXTS)
-    (tmp_path / "good" / "b.jsonl").write_text('{"text": "x"}\n{"text": \n')
-    (tmp_path / "list.jsonl").write_text("\n[1, 2]\n")
-    (tmp_path / "number.jsonl").write_text('{"text": 3}\n')
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(good.read_bytes())[:-12])
-    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "body.parquet")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "mixed").mkdir()
-    (tmp_path / "mixed" / "LICENSE.txt").write_text("terms")
-    write_documents(tmp_path / "mixed" / "a.jsonl", TEXTS)
-    blank = write_documents(tmp_path / "blank.jsonl", [""])
-    new = tmp_path / "new"
-    before = contents(tmp_path)
-    for inputs, sentence in (
-        ([tmp_path / "nowhere"], "nowhere does not exist; give files or folders of .jsonl"),
-        ([tmp_path / "empty"], "empty holds no file that can be read; known endings: .jsonl"),
-        ([good, tmp_path / "good"], "a.jsonl is given twice"),
-        ([tmp_path / "mixed"], "the inputs mix jsonl and text files"),
-        ([tmp_path / "good"], "b.jsonl, record 2: not valid JSON"),
-        ([tmp_path / "list.jsonl"], "list.jsonl, record 2: list where an object with the key 'text' should stand"),
-        ([tmp_path / "number.jsonl"], "'text' holds int, not text; name the text's key with --text-key"),
-        ([tmp_path / "body.parquet"], "no key 'text'; keys there: 'body'"),
-        ([tmp_path / "latin.txt"], "latin.txt cannot be read ('utf-8' codec can't decode"),
-        ([tmp_path / "cut.jsonl.gz"], "cut.jsonl.gz cannot be read (Compressed file ended"),
-        ([tmp_path / "cut.parquet"], "cut.parquet cannot be read"),
-        ([blank], "the inputs hold no text: all 1 documents are empty"),
-        ([good, new, "--tasks", "2"], "--tasks 2: a shard takes whole files and there are 1; give 1 or less"),
-        ([good, new, "--workers", "0"], "0 is too small; give 1 or more"),
-        ([good, new, "--seed", "x"], "'x' is not a whole number"),
-    ):
-        outcome = tool("tokenize", *inputs, *([] if new in inputs else [new]), "--tokenizer", tokenizer)
-        assert (outcome.code, sentence in outcome.err) == (2, True), (inputs, outcome)
-        assert not new.exists()
-    assert contents(tmp_path) == before
-
-
-def test_bad_tokenizers_are_refused_with_one_sentence(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
-    source = write_documents(tmp_path / "a.jsonl", TEXTS)
-    (tmp_path / "empty").mkdir()
-    no_eos = changed_tokenizer(tokenizer, tmp_path / "no_eos", tokenizer_class="PreTrainedTokenizerFast")
-    wrong_eos = changed_tokenizer(tokenizer, tmp_path / "wrong_eos", eos_token="</s>")
-    damaged = changed_tokenizer(tokenizer, tmp_path / "damaged")
-    (damaged / "tokenizer.json").write_text("{}")
-    not_json = changed_tokenizer(tokenizer, tmp_path / "not_json")
-    (not_json / "tokenizer_config.json").write_text("{")
-    new = tmp_path / "new"
-    before = contents(tmp_path)
-    for name, sentence in (
-        (tmp_path / "empty", "the folder holds no tokenizer.json"),
-        (tmp_path / "nowhere", "is not a folder; give a folder with a tokenizer.json, or a Hub name such as org/model"),
-        (no_eos, "names no EOS token, so documents could not be told apart"),
-        (wrong_eos, "its EOS token '</s>' is not in its vocabulary"),
-        (damaged, "its tokenizer.json is damaged"),
-        (not_json, "tokenizer_config.json is not valid JSON"),
-    ):
-        outcome = tool("tokenize", source, new, "--tokenizer", name)
-        assert (outcome.code, sentence in outcome.err) == (2, True), (name, outcome)
-        assert not new.exists()
-    assert tool("tokenize", source, new).code == 2  # --tokenizer is required
-    assert contents(tmp_path) == before
-
-
-def test_help_of_every_command_gives_an_example_without_heavy_imports(tool: Tool) -> None:
-    for command in ("corpus", "train-tokenizer", "tokenize"):
-        outcome = tool(command, "--help")
-        assert outcome.code == 0
-        assert f"example:\n  python -m data_tools {command} " in outcome.out
-    code = "import sys; from data_tools.__main__ import build_parser; build_parser().format_help(); print(*sys.modules)"
-    loaded = python("-c", code).out.split()
-    assert "data_tools.corpus" in loaded
-    assert not {"datatrove", "transformers", "tokenizers", "torch"} & set(loaded)
-
-
-def test_the_manifest_is_written_last(tool: Tool, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(self: Manifest, folder: Path) -> None:
-        assert any(folder.glob("*.ds"))
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Manifest, "write", full_disk)
-    source = write_documents(tmp_path / "a.jsonl", TEXTS)
-    outcome = tool("tokenize", source, tmp_path / "out", "--tokenizer", tokenizer)
-    assert (outcome.code, "No space left on device" in outcome.err) == (2, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
