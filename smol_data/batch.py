@@ -28,8 +28,15 @@ class Layout:
     """S"""
     boundaries: int
     """Entries of cu_seqlens, documents + 1"""
+    masked: int
+    """Targets left out of the loss"""
     max_seqlen: int
     """Tokens of the longest document"""
+
+    @property
+    def size(self) -> int:
+        """Entries of the array."""
+        return self.windows * (self.length + 1) + self.boundaries + self.masked
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,12 @@ def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int =
     edges = np.arange(len(windows) + 1, dtype=np.int32) * np.int32(length)
     ends = np.concatenate([window.document_ends + edge for window, edge in zip(windows, edges, strict=False)])
     boundaries = np.union1d(edges, ends) if document_mask else edges
-    masked = [ends - 1, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32)] if stand_ins else [ends - 1]
+    masked = ends - 1
+    if stand_ins:
+        masked = np.append(masked, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32))
     return HostBatch(
-        np.concatenate([*(window.tokens for window in windows), boundaries, *masked], dtype=np.int32, casting="unsafe"),
-        Layout(len(windows), length, len(boundaries), int(np.diff(boundaries).max())),
+        np.concatenate([*(window.tokens for window in windows), boundaries, masked], dtype=np.int32, casting="unsafe"),
+        Layout(len(windows), length, len(boundaries), len(masked), int(np.diff(boundaries).max())),
     )
 
 
@@ -88,12 +97,16 @@ def expand(array: Tensor, layout: Layout) -> PackedBatch:
     cu_seqlens = array[ids : ids + layout.boundaries]
     loss_mask = torch.ones(1, total, dtype=torch.float32, device=array.device)
     loss_mask.view(-1)[array[ids + layout.boundaries :].long()] = 0.0
-    begins = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff(), output_size=total)
+    # Ones summed up, set back at every document's first token: no kernel here waits for another thread or for the host.
+    begins = cu_seqlens[:-1].long()
+    position_ids = torch.ones(1, total, dtype=torch.int64, device=array.device)
+    position_ids[0, begins[1:]] = 1 - begins.diff()
+    position_ids[0, 0] = 0
     return PackedBatch(
         tokens=rows[:, :-1].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
         labels=rows[:, 1:].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
         loss_mask=loss_mask,
-        position_ids=torch.arange(total, device=array.device).sub_(begins).view(1, total),
+        position_ids=position_ids.cumsum_(1),
         cu_seqlens=cu_seqlens,
         max_seqlen=layout.max_seqlen,
     )

@@ -1,6 +1,6 @@
 """The input pipeline: NVIDIA DALI hands the trainer packed batches, on its device, in the order of smol_data.order.
 
-    order.locate_range -> shards.window -> batch.pack     one background thread of this process, some batches ahead
+    order.locate_range -> shards.window -> batch.pack     one background thread of this process, some parcels ahead
         -> DALI external_source [-> pinned memory -> GPU] -> batch.expand -> PackedBatch of torch tensors
 
 A loader keeps no state but its place: started at step k it gives what a loader that ran from step 0 would give from step k
@@ -13,6 +13,7 @@ forks that asynchronous checkpoints make. DALI calls its source in the thread th
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from smol_data.order import Location, Order
 from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
 
-PREFETCH = 16  # micro-batches ready ahead of DALI: seconds of training hide a disk that stalls, at 4 bytes a token
+PREFETCH = 8  # parcels read ahead of DALI: seconds of training hide a disk that stalls, at 4 bytes a token
 READ_AHEAD = 16  # micro-batches more whose windows the system is asked to read: a slow disk works on many at a time
 
-_IN_DALI = 2  # batches in DALI's own queue, on the device
+_PARCEL_TOKENS, _PARCEL_BATCHES = 65_536, 16  # micro-batches travel together up to these: a trip costs as much as 10,000 tokens
+_IN_DALI = 2  # parcels in DALI's own queue, on the device
 
 
 class TrainLoader(Iterator[PackedBatch]):
@@ -174,23 +176,64 @@ def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_si
             )
 
 
+class _Parcel(NamedTuple):
+    """Micro-batches that travel together: their arrays one after the other, and what is to be known of each."""
+
+    array: NDArray[np.int32]
+    layouts: list[Layout]
+
+
+def _parcels(batches: Iterator[HostBatch]) -> Iterator[_Parcel]:
+    """Micro-batches in parcels; a fault comes after the batches before it."""
+    held: list[HostBatch] = []
+    try:
+        for batch in batches:
+            held.append(batch)
+            if len(held) == _PARCEL_BATCHES or sum(len(one.array) for one in held) >= _PARCEL_TOKENS:
+                yield _parcel(held)
+                held = []
+    except Exception as fault:
+        if held:
+            yield _parcel(held)
+        raise fault from None
+    if held:
+        yield _parcel(held)
+
+
+def _parcel(batches: list[HostBatch]) -> _Parcel:
+    return _Parcel(np.concatenate([batch.array for batch in batches]), [batch.layout for batch in batches])
+
+
 class _Feed(Iterator[PackedBatch]):
-    """Batches through DALI to torch tensors on `device`: one batch a DALI sample, so that cu_seqlens may differ in length.
+    """Batches through DALI to torch tensors on `device`: one parcel a DALI sample, so that it may differ in length.
 
     An exception of the source is raised as itself, after the batches before it have been handed out.
     """
 
     def __init__(self, batches: Iterator[HostBatch], device: torch.device, prefetch: int) -> None:
-        self._batches = batches
+        self._parcels = _parcels(batches)
         self._fault: BaseException | None = None
-        self._layouts: deque[Layout] = deque()  # of the batches in DALI, whose order it keeps
+        self._layouts: deque[list[Layout]] = deque()  # of the parcels in DALI, whose order it keeps
+        self._arrived: deque[tuple[torch.Tensor, Layout]] = deque()  # of the parcel being handed out
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="smol_data")
-        self._pending: deque[Future] = deque(self._thread.submit(next, batches, None) for _ in range(prefetch))
+        self._pending: deque[Future] = deque(self._thread.submit(next, self._parcels, None) for _ in range(prefetch))
         self._outputs: DALIGenericIterator | None = DALIGenericIterator(
             self._pipeline(device), ["array"], prepare_first_batch=False
         )
 
     def __next__(self) -> PackedBatch:
+        if not self._arrived:
+            self._unpack()
+        return expand(*self._arrived.popleft())
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._pending.clear()
+        self._arrived.clear()
+        self._outputs = None  # the last reference to the pipeline, which frees its buffers when it goes
+
+    def _unpack(self) -> None:
+        """Take the next parcel from DALI; raises StopIteration at the end, and a fault of the source as itself."""
         if self._outputs is None:
             raise StopIteration
         try:
@@ -199,12 +242,9 @@ class _Feed(Iterator[PackedBatch]):
             if self._fault is None:
                 raise
             raise self._fault from None
-        return expand(out["array"][0], self._layouts.popleft())
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._pending.clear()
-        self._outputs = None  # the last reference to the pipeline, which frees its buffers when it goes
+        layouts = self._layouts.popleft()
+        arrays = out["array"][0].split([layout.size for layout in layouts])
+        self._arrived.extend(zip(arrays, layouts, strict=True))
 
     def _pipeline(self, device: torch.device) -> Pipeline:
         on_gpu = device.type == "cuda"
@@ -218,13 +258,13 @@ class _Feed(Iterator[PackedBatch]):
     def _source(self) -> NDArray[np.int32]:
         """One DALI batch of one sample, hence a leading dimension of 1. DALI calls it from `__next__`."""
         try:
-            batch = self._pending.popleft().result()
+            parcel = self._pending.popleft().result()
         except Exception as fault:
-            # Told to DALI as the end, so that the batches already in its queue still come out before the fault does.
+            # Told to DALI as the end, so that the parcels already in its queue still come out before the fault does.
             self._fault = fault
             raise StopIteration from fault
-        if batch is None:
+        if parcel is None:
             raise StopIteration
-        self._pending.append(self._thread.submit(next, self._batches, None))
-        self._layouts.append(batch.layout)
-        return batch.array[None]
+        self._pending.append(self._thread.submit(next, self._parcels, None))
+        self._layouts.append(parcel.layouts)
+        return parcel.array[None]
