@@ -64,8 +64,8 @@ class Plan:
 
     @property
     def step(self) -> int:
-        """Chunks moved at a time."""
-        return max(1, min(_STEP // self.chunk_bytes, self.run_chunks // 8))
+        """Chunks moved at a time; two such blocks live beside a run."""
+        return max(1, min(_STEP // self.chunk_bytes, self.run_chunks // 16))
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def make_shard(task: PartTask, advance: Advance) -> Part:
             ends = _document_ends(chunks, begin * plan.width)
             documents += len(ends)
             index_file.write(ends)
+            del chunks  # else it would live on while the next piece is gathered
         maker = f"sha256:{plan.manifest.tokenizer.sha256}|{plan.manifest.token_dtype.itemsize}"
         note = stack.enter_context(_HashedFile(folder / f"{shard}.metadata"))  # datatrove's own
         note.write(f"{maker}\n{count * plan.width}\n{count * plan.width / 1e9:.2f} GT".encode())

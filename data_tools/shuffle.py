@@ -119,9 +119,9 @@ def _width(sequence_length: int | None, manifest: Manifest, folder: Path) -> int
 
 
 def _chunks_that_fit(memory: int, width: int, manifest: Manifest) -> int:
-    """Chunks that a worker may hold: tokens, 64 bytes of bookkeeping, and 32 bytes for each document end."""
+    """Chunks that a worker may hold: tokens, an eighth more while they are moved, 64 bytes of bookkeeping, 32 a document end."""
     ends = width * manifest.documents / manifest.tokens
-    size = width * manifest.token_dtype.itemsize + 64 + 32 * ends
+    size = width * manifest.token_dtype.itemsize * 9 / 8 + 64 + 32 * ends
     if (fit := int((memory - _BASE) / size)) < 1:
         raise UserError(
             f"--memory leaves {memory:,} bytes a worker, too little for chunks of {size:.0f}; give more or fewer --workers"
