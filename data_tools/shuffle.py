@@ -119,7 +119,7 @@ def _width(sequence_length: int | None, manifest: Manifest, folder: Path) -> int
 
 
 def _chunks_that_fit(memory: int, width: int, manifest: Manifest) -> int:
-    """Chunks that a worker may hold: tokens, an eighth more while they are moved, 64 bytes of bookkeeping, 32 a document end."""
+    """Chunks that a worker may hold: tokens, an eighth more to move them, 64 bytes of notes, 32 a document end."""
     ends = width * manifest.documents / manifest.tokens
     size = width * manifest.token_dtype.itemsize * 9 / 8 + 64 + 32 * ends
     if (fit := int((memory - _BASE) / size)) < 1:
