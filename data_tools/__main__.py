@@ -15,6 +15,7 @@ from data_tools import (
     inspect_samples,
     megatron_index,
     mixture,
+    prepare,
     shuffle,
     tokenize_text,
     train_tokenizer,
@@ -22,7 +23,19 @@ from data_tools import (
 )
 from smol_config import UserError
 
-COMMANDS = (corpus, train_tokenizer, fertility, tokenize_text, verify, mixture, adopt, megatron_index, shuffle, inspect_samples)
+COMMANDS = (
+    corpus,
+    train_tokenizer,
+    fertility,
+    tokenize_text,
+    prepare,
+    verify,
+    mixture,
+    adopt,
+    megatron_index,
+    shuffle,
+    inspect_samples,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ download that took days is of one commit, and one that is whole needs no network
 import errno
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -136,6 +137,7 @@ class Hub:
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes, and files that a killed download left
 
     # --- a mirror ----------------------------------------------------------------------------------------------------
 

@@ -234,7 +234,7 @@ def run(options: argparse.Namespace) -> None:
         workers=options.workers,
         max_broken_lines=options.max_broken_lines,
         executor=options.executor,
-        slurm=_pairs(options.slurm),
+        slurm=parse_slurm(options.slurm),
         fresh=options.fresh,
     )
     print(f"tokenising {len(inputs.files):,} files, {inputs.bytes:,} bytes", file=sys.stderr)
@@ -248,7 +248,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"written: {options.out_dir}")
 
 
-def _pairs(text: str) -> dict[str, str]:
+def parse_slurm(text: str) -> dict[str, str]:
     """`a=b,c=d` as a mapping."""
     pairs = [part.partition("=") for part in text.split(",") if part]
     if bad := [name for name, separator, value in pairs if not (name and separator and value)]:
