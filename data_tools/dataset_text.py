@@ -7,6 +7,7 @@ names one.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_tools.catalogue import CatalogueEntry, Rule
 from data_tools.hub_files import kept_listing
@@ -21,6 +22,10 @@ class DatasetText:
     rules: tuple[Rule, ...] = ()
     commit: str | None = None
     """Of the repository that the files came from; None for the user's own text."""
+
+    def keeps(self, metadata: dict[str, Any]) -> bool:
+        """Whether a document, by its `inputs.columns`, meets all rules."""
+        return all(rule.holds(metadata) for rule in self.rules)
 
 
 def open_text(folder: Path, entry: CatalogueEntry | None, text_key: str = "text") -> DatasetText:

@@ -7,8 +7,9 @@ and no less likely to be sampled than the rest.
 
 import hashlib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from data_tools.console import Progress
 from data_tools.inputs import Inputs
@@ -21,20 +22,25 @@ def position(text: bytes, purpose: str, seed: int) -> float:
     return _number(text, purpose, seed) / 2**64
 
 
-def sample_texts(inputs: Inputs, budget: int, seed: int = 0) -> Iterator[str]:
+def sample_texts(
+    inputs: Inputs, budget: int, seed: int = 0, keeps: Callable[[dict[str, Any]], bool] | None = None
+) -> Iterator[str]:
     """`budget` bytes of the inputs' text (UTF-8), or all of it: whole documents in random order, the last one cut.
 
     The documents of the smallest numbers are taken, which is a uniform sample whatever the files' order. Of inputs much
     larger than the sample only every k-th file is read, chosen so that READ_AHEAD bytes on disk are read for one of the
-    sample; a file is read whole. Memory: the budget and one document.
+    sample; a file is read whole. `keeps` tells by a document's metadata (`inputs.columns`) whether it counts. Memory: the
+    budget and one document.
     """
     files = inputs.files[:: max(1, inputs.bytes // (READ_AHEAD * budget))]
     kept: list[tuple[int, bytes]] = []  # a heap with the largest number on top (negated)
     total, limit = 0, 2**64
     with Progress("reading", "documents") as progress:
-        for text in replace(inputs, files=files).texts():
+        for document in replace(inputs, files=files).reader().run():
             progress.advance()
-            data = text.encode()
+            if keeps is not None and not keeps(document.metadata):
+                continue
+            data = document.text.encode()
             number = _number(data, "sample", seed)
             if number >= limit:
                 continue

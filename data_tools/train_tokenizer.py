@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.catalogue import Catalogue, find_catalogue, load_catalogue
 from data_tools.console import Progress, add_command, whole_number
+from data_tools.dataset_text import DatasetText, open_text
 from data_tools.inputs import ALL_ENDINGS, Inputs, find_inputs
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.run_config import DataRun, load_data_run
@@ -49,6 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--text-root", type=Path, metavar="DIR", help="with --config: the text of dataset NAME lies in DIR/NAME"
     )
+    parser.add_argument("--catalogue", type=Path, metavar="FILE", help="default: catalogue.yaml beside the configuration")
     parser.add_argument(
         "--megabytes",
         type=whole_number(1),
@@ -150,29 +153,39 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
         raise UserError("the text to train on is not clear: give either INPUTs, or --config C.yaml with --text-root DIR")
     if options.config:
         run = load_data_run(options.config, keep_unset=True)
-        budget = (options.megabytes or DEFAULT_MEGABYTES) * 10**6
-        return _mixture(mixture_inputs(run, options.text_root, options.text_key), budget, options.seed)
+        file = options.catalogue or find_catalogue(options.config)
+        parts = mixture_texts(run, load_catalogue(file) if file else None, options.text_root, options.text_key)
+        return _mixture(parts, (options.megabytes or DEFAULT_MEGABYTES) * 10**6, options.seed)
     inputs = find_inputs(options.inputs, options.text_key)
     print(f"training on {len(inputs.files):,} files, {inputs.bytes:,} bytes", file=sys.stderr)
     return sample_texts(inputs, options.megabytes * 10**6, options.seed) if options.megabytes else _counted(inputs)
 
 
-def mixture_inputs(run: DataRun, text_root: Path, text_key: str) -> dict[str, tuple[float, Inputs]]:
-    """Share of the run's tokens and text of each dataset that the run reads; raises UserError naming all without text."""
+def mixture_texts(
+    run: DataRun, catalogue: Catalogue | None, text_root: Path, text_key: str
+) -> dict[str, tuple[float, DatasetText]]:
+    """Share of the run's tokens and text of each dataset that the run reads; raises UserError naming all without text.
+
+    `text_key` is that of datasets for which the catalogue names none.
+    """
     tokens = run.tokens_by_dataset()
     if missing := [name for name in tokens if not (text_root / name).exists()]:
         raise UserError(
             f"--text-root {text_root} has no text of {', '.join(missing)}; fetch it with prepare, or put it there by that name"
         )
-    return {name: (count / sum(tokens.values()), find_inputs([text_root / name], text_key)) for name, count in tokens.items()}
+    total = sum(tokens.values())
+    return {
+        name: (count / total, open_text(text_root / name, catalogue.get(name) if catalogue else None, text_key))
+        for name, count in tokens.items()
+    }
 
 
-def _mixture(parts: dict[str, tuple[float, Inputs]], budget: int, seed: int) -> Iterator[str]:
+def _mixture(parts: dict[str, tuple[float, DatasetText]], budget: int, seed: int) -> Iterator[str]:
     """A sample of each dataset by its share of the budget; says what was taken, and where a dataset has less."""
     wide = max(map(len, parts))
-    for name, (share, inputs) in sorted(parts.items(), key=lambda part: -part[1][0]):
+    for name, (share, source) in sorted(parts.items(), key=lambda part: -part[1][0]):
         asked, taken = max(1, round(share * budget)), 0
-        for text in sample_texts(inputs, asked, seed):
+        for text in sample_texts(source.inputs, asked, seed, source.keeps):
             taken += len(text.encode())
             yield text
         # The last document may end inside a character of up to 4 bytes.

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from data_tools.inputs import find_inputs
 from data_tools.run_config import load_data_run
 from data_tools.sampling import sample_texts
-from data_tools.train_tokenizer import DIGITS, SPECIAL_TOKENS, mixture_inputs, train
+from data_tools.train_tokenizer import DIGITS, SPECIAL_TOKENS, mixture_texts, train
 
 
 def trained(digits: str) -> Tokenizer:
@@ -119,9 +119,10 @@ STAGES: list[dict[str, object]] = [
 
 def test_a_configs_datasets_are_taken_in_the_proportions_of_the_run(corpus: Path, tmp_path: Path) -> None:
     run = load_data_run(mixture_config(tmp_path, STAGES, ["code", "docs", "unused", "empty"]), keep_unset=True)
-    parts = mixture_inputs(run, corpus, "text")
+    parts = mixture_texts(run, None, corpus, "text")
     assert {name: share for name, (share, _) in parts.items()} == {"code": 0.5625, "docs": 0.4375}
-    assert {Path(file).parent for _, inputs in parts.values() for file in inputs.files} == {corpus / "code", corpus / "docs"}
+    files = [Path(file) for _, text in parts.values() for file in text.inputs.files]
+    assert {file.parent for file in files} == {corpus / "code", corpus / "docs"}
 
 
 def test_the_tokenizer_of_a_config_is_trained_on_that_share_of_each_text(tool: Tool, corpus: Path, tmp_path: Path) -> None:
