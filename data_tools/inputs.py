@@ -65,7 +65,7 @@ class Inputs:
             yield document.text
 
 
-def find_inputs(paths: Sequence[Path], text_key: str, patterns: Sequence[str] = ()) -> Inputs:
+def find_inputs(paths: Sequence[Path], text_key: str, patterns: Sequence[str] = (), columns: tuple[str, ...] = ()) -> Inputs:
     """The input files that `paths` (files, or folders searched to the bottom) mean.
 
     Of a folder only files whose path inside it matches one of `patterns` (as `data/train-*`) are taken, all without
@@ -91,7 +91,7 @@ def find_inputs(paths: Sequence[Path], text_key: str, patterns: Sequence[str] = 
         raise UserError(f"the inputs mix {' and '.join(kinds)} files (such as {examples}); name files of one kind at a time")
     for name in names:
         _check_content(Path(name), kinds[0])
-    return Inputs(kinds[0], tuple(names), text_key)
+    return Inputs(kinds[0], tuple(names), text_key, columns)
 
 
 def _in_folder(folder: Path, patterns: Sequence[str]) -> list[tuple[str, str]]:
