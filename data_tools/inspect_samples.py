@@ -21,7 +21,7 @@ from data_tools.run_folder import load_begun_run
 from data_tools.tokenizer_file import open_tokenizer
 from data_tools.windows_seen import SeenWindow, seen_windows
 from smol_config import UserError
-from smol_data.schedule import Segment, batch_at, step_of, total_steps
+from smol_data.schedule import Segment, batch_at, segment_of, step_of, total_steps
 from smol_data.shards import TokenDataset, open_datasets
 
 MOST_WINDOWS = 65_536
@@ -115,13 +115,11 @@ def _samples(options: argparse.Namespace, segments: Sequence[Segment]) -> tuple[
 
 def _open(data_run: DataRun, segments: Sequence[Segment], first: int, stop: int) -> dict[str, TokenDataset]:
     """The datasets that samples [first, stop) may come from; raises DataError for a sample that the run does not train."""
-    names: set[str] = set()
-    for segment in segments:
-        if first < segment.end_sample and segment.first_sample < stop:
-            names |= {name for name, weight in segment.weights.items() if weight > 0}
-    data = data_run.data
-    for sample in (first, stop - 1):
-        step_of(segments, sample)
+    data, names, sample = data_run.data, set[str](), first
+    while sample < stop:
+        segment = segment_of(segments, sample)
+        names |= {name for name, weight in segment.weights.items() if weight > 0}
+        sample = segment.end_sample
     if missing := sorted(names - data.datasets.keys()):
         raise UserError(f"data.datasets lacks {missing[0]!r}, which these samples may come from; give its folder back")
     return open_datasets({name: data.datasets[name] for name in sorted(names)}, data.sequence_length, data.tokenizer)

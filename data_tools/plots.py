@@ -31,9 +31,7 @@ LETTERS_ACROSS, LETTERS_UPRIGHT = 170, 14  # that fit the picture's width and a 
 def check_picture(path: Path) -> Path:
     """`path`, if a picture can be written there; raises UserError on another format or a folder that is missing."""
     if path.suffix not in FORMATS:
-        raise UserError(
-            f"--output {path}: cannot draw {path.suffix or 'a file without ending'}; end it in {', '.join(FORMATS)}"
-        )
+        raise UserError(f"--output {path}: {path.suffix or 'no ending'} is no format to draw in; use {', '.join(FORMATS)}")
     return check_file(path)
 
 
