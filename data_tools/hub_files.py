@@ -25,6 +25,7 @@ from smol_config import Section, UserError, parse
 from smol_data.manifest import sha256_of_file
 
 LISTING = ".listing.json"
+GIGABYTE = 10**9
 TRIES = 6
 FIRST_WAIT = 2.0  # seconds before the second try; doubled before each further one
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -68,9 +69,9 @@ class Listing(Section):
 class Hub:
     """Where repositories come from: the Hub (endpoint, token and cache as huggingface_hub's variables say) or a mirror."""
 
-    def __init__(self, mirror: Path | None = None, downloads: int = 8, wait: float = FIRST_WAIT) -> None:
+    def __init__(self, mirror: Path | None = None, downloads: int = 8) -> None:
         """`mirror` holds repositories as folders org/name; `downloads` files are fetched at a time."""
-        self.mirror, self.downloads, self.wait = mirror, downloads, wait
+        self.mirror, self.downloads = mirror, downloads
         self._out_of_reach: str | None = None
         self._has_answered = False
 
@@ -100,7 +101,7 @@ class Hub:
                 "mend the patterns in the catalogue"
             )
         if max_gigabytes is not None:
-            wanted = spaced(wanted, max_gigabytes * 10**9)
+            wanted = spaced(wanted, max_gigabytes * GIGABYTE)
         return Listing(
             repository=entry.repository,
             revision=entry.revision,
@@ -233,7 +234,7 @@ class Hub:
                 if not self._has_answered:
                     self._out_of_reach = f"the Hub is not within reach ({reason}); go where it is, or give --hub-root"
                 elif attempt + 1 < TRIES:
-                    time.sleep(self.wait * 2**attempt)
+                    time.sleep(FIRST_WAIT * 2**attempt)
         raise MissingText(f"{repository}: {reason}, in {TRIES} tries; give the same command again to go on")
 
 

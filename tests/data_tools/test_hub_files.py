@@ -29,6 +29,7 @@ def repositories(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(repositories: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
+    monkeypatch.setattr(hub_files, "FIRST_WAIT", 0.01)
     with hub_double(repositories, monkeypatch) as double:
         yield double
 
@@ -87,14 +88,14 @@ def test_a_file_that_appears_later_is_not_of_the_commit_that_was_listed(
 
 def test_busy_servers_and_broken_connections_are_tried_again(server: HubDouble, repositories: Path, tmp_path: Path) -> None:
     server.faults = {"a.jsonl": [503, 0, 500], "b.jsonl.gz": [0], "c.jsonl": [502]}
-    fetch(Hub(wait=0.01), tmp_path / "text")
+    fetch(Hub(), tmp_path / "text")
     assert fetched(tmp_path / "text") == wanted(repositories)
 
 
 def test_a_file_that_never_comes_is_said_and_the_others_are_kept(server: HubDouble, repositories: Path, tmp_path: Path) -> None:
     server.faults = {"c.jsonl": [500] * 100}
     with pytest.raises(MissingText, match=r"org/set: .*500.*, in 6 tries; give the same command again to go on"):
-        fetch(Hub(downloads=1, wait=0.01), tmp_path / "text")
+        fetch(Hub(downloads=1), tmp_path / "text")
     server.faults, server.requests = {}, []
     assert len(fetched(tmp_path / "text")) == 2
     fetch(Hub(), tmp_path / "text")
@@ -103,7 +104,7 @@ def test_a_file_that_never_comes_is_said_and_the_others_are_kept(server: HubDoub
 
 
 def test_a_file_whose_bytes_are_not_those_listed_comes_again(server: HubDouble, repositories: Path, tmp_path: Path) -> None:
-    hub = Hub(wait=0.01)
+    hub = Hub()
     listing = hub.listing(ENTRY, tmp_path / "text")
     good = (repositories / "org/set/data/one/b.jsonl.gz").read_bytes()
     (repositories / "org/set/data/one/b.jsonl.gz").write_bytes(b"x" * len(good))
@@ -127,7 +128,7 @@ def test_what_the_hub_does_not_give_is_said(
     server: HubDouble, tmp_path: Path, changes: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(MissingText) as caught:
-        fetch(Hub(wait=0.01), tmp_path / "text", ENTRY.model_copy(update=changes))
+        fetch(Hub(), tmp_path / "text", ENTRY.model_copy(update=changes))
     assert sentence in str(caught.value)
     assert not (tmp_path / "text").exists()
 

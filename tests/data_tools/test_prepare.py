@@ -1,0 +1,331 @@
+"""`prepare`: repositories become verified token folders, nothing held out is trained on, what is missing is said."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from document_files import Tool, contents, python, read_documents, write_documents
+from hub_double import COMMIT, HubDouble, hub_double
+from tokenized import texts_in
+
+from data_tools import hub_files, prepare
+from data_tools.sampling import position
+from smol_config import UserError
+from smol_data.manifest import read_manifest
+
+SHARE = 0.05
+SHARED = "A paragraph that stands in both datasets, and is held out by one of them."  # its number under seed 0 is below SHARE
+
+
+class Place:
+    """A folder with a mirror of two repositories, a catalogue and a configuration that needs four datasets."""
+
+    def __init__(self, root: Path, corpus: Path, tokenizer: Path) -> None:
+        self.root, self.tokenizer = root, tokenizer
+        self.mirror, self.text, self.tokens = root / "mirror", root / "text", root / "tokens"
+        self.config = root / "config.yaml"
+        self.texts = {name: [d["text"] for d in read_documents(corpus / name)] for name in ("code", "docs")}
+        self.texts = {name: [text for text in texts if len(text) < 5000][:100] for name, texts in self.texts.items()}
+        for texts in self.texts.values():
+            texts.append(shared_text())
+        self._write_mirror()
+        catalogue = {
+            "code": {"repository": "org/code", "files": ["data/train-*.parquet"], "text_key": "content", "licence": "psf-2.0"},
+            "docs": {"repository": "org/docs", "files": ["**/*.jsonl.gz"], "text_key": "text", "tokens": 5000, "gigabytes": 2},
+            "secret": {"published": False, "note": "never shown to anyone"},
+        }
+        catalogue["code"]["filter"] = [{"column": "language", "equals": "Python"}, {"column": "stars", "at_least": 2}]
+        groups = {name: {"group": "code", **entry} for name, entry in catalogue.items()}
+        (root / "catalogue.yaml").write_text(yaml.dump({"datasets": groups}))
+        self.write_config(["code", "docs"])
+
+    def _write_mirror(self) -> None:
+        texts = self.texts["code"]
+        columns = {"content": texts, "language": ["Python"] * len(texts), "stars": [2] * len(texts)}
+        more = {"content": ["other language", "too few stars"], "language": ["C", "Python"], "stars": [9, 1]}
+        rows = {name: [*columns[name], *more[name]] for name in columns}
+        (self.mirror / "org/code/data").mkdir(parents=True)
+        for part in range(3):
+            table = pyarrow.table({name: values[part::3] for name, values in rows.items()})
+            pyarrow.parquet.write_table(table, self.mirror / f"org/code/data/train-0000{part}.parquet")
+        (self.mirror / "org/code/README.md").write_text("---\nlicense: psf-2.0\n---\n")
+        for part in range(2):
+            plain = write_documents(self.root / "plain.jsonl", self.texts["docs"][part::2])
+            path = self.mirror / f"org/docs/deep/part-{part}.jsonl.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+        (self.root / "plain.jsonl").unlink()
+
+    def write_config(self, names: list[str], **more: Any) -> None:
+        """A configuration that reads these datasets and evaluates on code."""
+        data = {
+            "tokenizer": str(self.tokenizer),
+            "sequence_length": 64,
+            "datasets": {name: str(self.tokens / name) for name in names},
+            "held_out": {"code": str(self.tokens / "held_out" / "code")},
+            "stages": [{"name": "s", "steps": 100, "weights": dict.fromkeys(names, 1)}],
+            **more,
+        }
+        self.config.write_text(yaml.dump({"data": data, "train": {"global_batch_size": 4}, "model": {"vocab_size": 2000}}))
+
+    def arguments(self, *more: object, mirror: bool = True) -> tuple[object, ...]:
+        hub = ("--hub-root", self.mirror) if mirror else ()
+        root = ("--text-root", self.text, "--held-out-share", SHARE, "--workers", 1)
+        return ("prepare", "--config", self.config, *root, *hub, *more)
+
+    def held_out(self, name: str) -> list[str]:
+        return [text for text in self.texts[name] if position(text.encode(), "held out", 0) < SHARE]
+
+    def read(self, folder: str) -> list[str]:
+        return sorted(texts_in(self.tokens / folder, self.tokenizer))
+
+
+def shared_text() -> str:
+    """A text of which it is known that it is held out."""
+    return next(text for index in range(1000) if position((text := f"{SHARED} {index}").encode(), "held out", 0) < SHARE)
+
+
+@pytest.fixture
+def place(tmp_path: Path, corpus: Path, tokenizer: Path) -> Place:
+    return Place(tmp_path, corpus, tokenizer)
+
+
+@pytest.fixture
+def server(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
+    monkeypatch.setattr(hub_files, "FIRST_WAIT", 0.01)
+    with hub_double(place.mirror, monkeypatch) as double:
+        yield double
+
+
+def test_every_document_lands_on_its_side_and_only_there(tool: Tool, place: Place) -> None:
+    outcome = tool(*place.arguments())
+    assert outcome.code == 0, outcome
+    out = place.held_out("code")
+    assert 2 < len(out) < len(place.texts["code"]) / 4
+    assert place.read("held_out/code") == sorted(out)
+    assert place.read("code") == sorted(set(place.texts["code"]) - set(out))
+    # docs are evaluated on nowhere, and yet no document of them that is held out anywhere is trained on
+    assert place.read("docs") == sorted(set(place.texts["docs"]) - set(place.held_out("docs")))
+    assert shared_text() in place.read("held_out/code")
+    assert not any("too few stars" in text or "other language" in text for text in place.read("code") + out)
+    lines = [line for line in outcome.out.splitlines() if line.startswith("ok:")]
+    assert [line.split()[1] for line in lines] == ["code:", "code:", "docs:"]
+    assert all("every byte checked" in line for line in lines)
+    report = json.loads((place.tokens / "code/report.json").read_text())
+    assert report["dropped"]["CatalogueRules: language"] == report["dropped"]["CatalogueRules: stars"] == 1
+    assert report["dropped"]["HeldOut"] == len(out)
+
+
+def test_given_again_it_checks_what_is_there_and_changes_nothing(tool: Tool, place: Place) -> None:
+    assert tool(*place.arguments()).code == 0
+    before = contents(place.root)
+    again = tool(*place.arguments())
+    assert again.code == 0, again
+    assert contents(place.root) == before
+    assert again.out.count("sizes and indexes checked") == 3
+    assert "every byte checked" in tool(*place.arguments("--full-check")).out
+
+
+def test_after_a_fault_it_goes_on_with_what_is_missing(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = prepare.tokenize
+
+    def without_held_out(settings: prepare.TokenizeSettings) -> Any:
+        if "held_out" in str(settings.out_dir):
+            raise UserError("the machine went down")
+        return real(settings)
+
+    monkeypatch.setattr(prepare, "tokenize", without_held_out)
+    first = tool(*place.arguments())
+    assert (first.code, "failed: code (org/code, 3 files" in first.err) == (2, True), first
+    assert "1 of 2 datasets are not prepared (code); the lines above say what to do" in first.err
+    assert (place.tokens / "docs/manifest.json").exists()
+    made = contents(place.tokens)
+    monkeypatch.setattr(prepare, "tokenize", real)
+    second = tool(*place.arguments())
+    assert second.code == 0, second
+    assert {name: data for name, data in contents(place.tokens).items() if name in made} == made
+    assert place.read("held_out/code") == sorted(place.held_out("code"))
+
+
+def test_the_workers_change_no_byte(tool: Tool, place: Place, tmp_path: Path) -> None:
+    assert tool(*place.arguments("--datasets", "code")).code == 0
+    alone = contents(place.tokens)
+    for folder in ("code", "held_out/code"):
+        (place.tokens / folder).rename(tmp_path / folder.replace("/", "-"))
+    done = python("-m", "data_tools", *place.arguments("--datasets", "code", "--workers", 2))
+    assert done.code == 0, done.err
+    assert contents(place.tokens) == alone
+
+
+def test_what_is_missing_is_said_and_the_rest_is_done(tool: Tool, place: Place) -> None:
+    place.write_config(["code", "docs", "secret", "unlisted"])
+    (place.mirror / "org/code").rename(place.mirror / "org/gone")
+    outcome = tool(*place.arguments())
+    assert outcome.code == 2
+    lines = [line for line in outcome.err.splitlines() if line.startswith(("missing", "failed", "error"))]
+    assert lines[0].startswith("missing: code (org/code, files data/train-*.parquet): ")
+    assert "org/code is not there; put a copy of the repository into the mirror" in lines[0]
+    assert lines[1].startswith("missing: secret: its content is not published (never shown to anyone); put its text, assembled")
+    assert lines[2].startswith("missing: unlisted: not in the catalogue; add it there, or put its text into ")
+    assert lines[3].startswith("error: 3 of 4 datasets are not prepared (code, secret, unlisted)")
+    assert place.read("docs")
+    assert not (place.tokens / "code").exists()
+
+
+def test_without_the_hub_every_dataset_is_named(tool: Tool, place: Place) -> None:
+    outcome = tool(*place.arguments(mirror=False))  # HF_HUB_OFFLINE is set in tests
+    assert outcome.code == 2
+    lines = [line for line in outcome.err.splitlines() if line.startswith("missing: ")]
+    assert [line.partition(" (")[0] for line in lines] == ["missing: code", "missing: docs"]
+    assert all("the Hub is not within reach" in line and "give --hub-root" in line for line in lines)
+    assert "docs (org/docs, files **/*.jsonl.gz, 2.0 GB)" in lines[1]
+
+
+def test_from_the_hub_and_after_a_broken_download(tool: Tool, place: Place, server: HubDouble) -> None:
+    server.faults = {"train-00001": [500] * 100}
+    first = tool(*place.arguments(mirror=False))
+    assert first.code == 2
+    assert "missing: code (org/code, 3 files, " in first.err
+    assert "in 6 tries; give the same command again to go on" in first.err
+    assert place.read("docs")
+    server.faults, server.requests = {"train-00001": [0]}, []
+    second = tool(*place.arguments(mirror=False))
+    assert second.code == 0, second
+    assert set(server.downloads()) == {"train-00001.parquet"}
+    assert place.read("held_out/code") == sorted(place.held_out("code"))
+    source = json.loads((place.tokens / "code.source.json").read_text())
+    assert (source["repository"], source["commit"], source["licence"], source["side"]) == (
+        "org/code",
+        COMMIT,
+        "psf-2.0",
+        "train",
+    )
+    assert (source["held_out_share"], source["seed"]) == (SHARE, 0)
+
+
+def test_a_part_of_the_files_can_be_taken(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_files, "GIGABYTE", 1000)
+    size = sum(path.stat().st_size for path in (place.mirror / "org/code/data").iterdir()) // 1000
+    assert tool(*place.arguments("--datasets", "code", "--max-gigabytes", size - 1)).code == 0
+    assert len(list((place.text / "code/data").iterdir())) == 2
+    refused = tool(*place.arguments("--datasets", "code"))
+    assert refused.code == 2
+    assert f"was made with max_gigabytes {size - 1}, asked for is None; ask for the former again, or remove" in refused.err
+
+
+def test_own_text_is_taken_as_it_is_and_never_deleted(tool: Tool, place: Place) -> None:
+    place.write_config(["secret", "unlisted"], held_out={})
+    for name in ("secret", "unlisted"):
+        write_documents(place.text / name / "mine.jsonl", [f"{name} {index}" for index in range(30)])
+    outcome = tool(*place.arguments("--delete-text", mirror=False))
+    assert outcome.code == 0, outcome
+    for name in ("secret", "unlisted"):
+        assert 20 < len(place.read(name)) <= 30
+        assert (place.text / name / "mine.jsonl").exists()
+
+
+def test_fetched_text_goes_when_asked_and_is_not_missed(tool: Tool, place: Place) -> None:
+    mirror = contents(place.mirror)
+    outcome = tool(*place.arguments("--delete-text"))
+    assert outcome.code == 0, outcome
+    assert not (place.text / "code").exists()
+    assert not (place.text / "docs").exists()
+    assert contents(place.mirror) == mirror
+    again = tool(*place.arguments("--delete-text", mirror=False))
+    assert again.code == 0, again
+    assert not place.text.exists() or not contents(place.text)
+
+
+def test_text_stays_while_one_of_its_folders_is_not_whole(tool: Tool, place: Place) -> None:
+    assert tool(*place.arguments("--datasets", "code")).code == 0
+    shard = next((place.tokens / "held_out/code").glob("*.ds"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    outcome = tool(*place.arguments("--datasets", "code", "--delete-text"))
+    assert outcome.code == 2
+    assert "held_out/code is damaged: " in outcome.err
+    assert "remove the folder and give the same command again" in outcome.err
+    assert (place.text / "code").exists()
+
+
+def test_a_folder_made_otherwise_is_refused(tool: Tool, place: Place, tmp_path: Path) -> None:
+    assert tool(*place.arguments("--datasets", "docs")).code == 0
+    for more, sentence in (
+        (("--seed", 1), "docs was made with seed 0, asked for is 1; ask for the former again, or remove the folder"),
+        (("--held-out-share", 0.1), "docs was made with held_out_share 0.05, asked for is 0.1"),
+    ):
+        outcome = tool(*place.arguments("--datasets", "docs", *more))
+        assert (outcome.code, sentence in outcome.err) == (2, True), outcome
+    assert tool("train-tokenizer", place.mirror / "org/docs", tmp_path / "other", "--vocab-size", 300).code == 0
+    outcome = tool(*place.arguments("--datasets", "docs", f"data.tokenizer={tmp_path / 'other'}"))
+    assert outcome.code == 2
+    assert "docs was made by tokenizer" in outcome.err
+    assert "which is another; remove the folder, or name its tokenizer" in outcome.err
+
+
+def test_a_folder_of_the_tokenize_command_is_taken_as_it_is(tool: Tool, place: Place) -> None:
+    made = ("tokenize", place.mirror / "org/docs", place.tokens / "docs", "--tokenizer", place.tokenizer)
+    assert tool(*made).code == 0
+    before = contents(place.tokens)
+    assert tool(*place.arguments("--datasets", "docs")).code == 0
+    assert contents(place.tokens) == before
+
+
+def test_the_plan_changes_nothing_and_needs_no_network(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write_config(["code", "docs", "secret"])
+    write_documents(place.text / "code" / "mine.jsonl", ["own"])
+    before = contents(place.root)
+    outcome = tool(*place.arguments("--dry-run", "data.tokenizer=far/away", mirror=False))
+    assert outcome.code == 0, outcome
+    assert contents(place.root) == before
+    rows = {line.split("  ")[0]: " ".join(line.split()) for line in outcome.out.splitlines()}
+    assert rows["code"] == "code text is here org/code - ? ? 8.53K psf-2.0"
+    assert rows["docs"] == "docs fetch org/docs 2.0 GB 5.00K 0.0 GB 8.53K ?"
+    assert rows["secret"].startswith("secret not preparable - - ?")
+    assert rows["to do"] == "to do 2.0 GB 0.0 GB + ?"
+    assert "not preparable: secret: its content is not published (never shown to anyone)" in outcome.out
+    assert "free where text will lie" in outcome.out
+
+
+def test_finished_folders_show_in_the_plan_what_they_hold(tool: Tool, place: Place) -> None:
+    assert tool(*place.arguments("--datasets", "docs")).code == 0
+    outcome = tool(*place.arguments("--dry-run"))
+    row = next(line for line in outcome.out.splitlines() if line.startswith("docs"))
+    assert "finished" in row
+    tokens = read_manifest(place.tokens / "docs").tokens
+    assert f"{tokens / 1000:.{1 if tokens < 99_950 else 0}f}K" in row
+
+
+def test_bad_input_is_refused_with_one_sentence(tool: Tool, place: Place) -> None:
+    before = contents(place.root)
+    for more, sentence in (
+        (("--datasets", "cod"), "--datasets cod: not in data.datasets or data.held_out; did you mean 'code'?"),
+        (("--held-out-share", "0"), "--held-out-share 0 leaves no document for data.held_out of code; give a share above 0"),
+        (("--held-out-share", "0.9"), "0.9 is not a share from 0 to 0.5"),
+        (("--held-out-share", "x"), "'x' is not a number"),
+        (("--catalogue", place.root / "no.yaml"), "no.yaml cannot be read"),
+        (("data.tokenizer=/nowhere",), "--tokenizer /nowhere is not a folder"),
+        (("--executor", "slurm"), "--executor slurm: --slurm names no partition and no time"),
+        (("--executor", "slurm", "--slurm", "partition"), "--slurm partition: 'partition' is not of the form key=value"),
+    ):
+        outcome = tool(*place.arguments(*more))
+        assert (outcome.code, sentence in outcome.err) == (2, True), (more, outcome)
+        assert not place.tokens.exists() or not list(place.tokens.rglob("*.ds"))
+    text_and_tokens = ("text/", "tokens/")
+    assert {name: data for name, data in contents(place.root).items() if not name.startswith(text_and_tokens)} == before
+
+
+def test_a_full_disk_ends_the_command(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare.Hub, "fetch", full)
+    outcome = tool(*place.arguments())
+    assert outcome.code == 2
+    assert "code: [Errno 28] No space left on device; give the same command again when that is mended" in outcome.err
+    assert "docs" not in outcome.err
