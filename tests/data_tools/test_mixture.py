@@ -108,7 +108,6 @@ def test_what_is_doubtful_is_named(tool: Tool, tmp_path: Path) -> None:
     config = write_config(tmp_path, [*STAGES, tiny])
     plan = planned(tool, config, "data.datasets.code-2=${DATA_ROOT}/code", "data.datasets.spare=x")
     warnings = "\n".join(plan["warnings"])
-    assert "gone through more than 4 times in the run: web (4.1), code-2" not in warnings
     assert "gone through more than 4 times in the run: web (4.1); beyond 4 epochs" in warnings
     assert "Muennighoff" in warnings
     (drawn,) = (draw["windows"] for draw in plan["stages"][2]["draws"] if draw["dataset"] == "code-2")
@@ -121,7 +120,7 @@ def test_what_is_doubtful_is_named(tool: Tool, tmp_path: Path) -> None:
     good = planned(tool, write_config(tmp_path, STAGES[:1]), "data.datasets.extra=x")
     assert good["warnings"] == ["in no stage: extra"]
     many = [f"data.datasets.extra{number}=x" for number in range(20)]
-    assert planned(tool, config, *many)["warnings"][-1].endswith("extra14 and 13 more")
+    assert planned(tool, config, *many)["warnings"][-1].endswith("extra6, extra7 and 12 more")
 
 
 def test_tables_name_shares_sums_tokens_and_epochs(tool: Tool, tmp_path: Path) -> None:
