@@ -89,12 +89,12 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"--held-out-share 0 leaves no document for data.held_out of {', '.join(held_out)}; give a share above 0"
         )
+    slurm = _slurm(options)
     if options.dry_run:
         show_plan(jobs, of_run, options)
         return
-    preparation = Preparation(
-        _tokenizer(of_run.data.tokenizer, options.hub_root), Hub(options.hub_root, options.downloads), options
-    )
+    tokenizer = _tokenizer(of_run.data.tokenizer, options.hub_root)
+    preparation = Preparation(tokenizer, Hub(options.hub_root, options.downloads), slurm, options)
     failed = []
     for job in jobs:
         try:
@@ -138,6 +138,16 @@ def _described(job: Job) -> str:
     return f"{job.name} ({', '.join(filter(None, known))})" if any(known) else job.name
 
 
+def _slurm(options: argparse.Namespace) -> dict[str, str]:
+    """The jobs' options; an executor that cannot work is refused before anything is fetched."""
+    slurm = parse_slurm(options.slurm)
+    if options.executor != "local":
+        from data_tools.executors import check_ray, check_slurm_options
+
+        check_ray() if options.executor == "ray" else check_slurm_options(slurm)
+    return slurm
+
+
 def _share(text: str) -> float:
     """An argparse type: a share from 0 to 0.5."""
     try:
@@ -152,8 +162,8 @@ def _share(text: str) -> float:
 class Preparation:
     """What all datasets of one call have in common."""
 
-    def __init__(self, tokenizer: TokenizerFile, hub: Hub, options: argparse.Namespace) -> None:
-        self.tokenizer, self.hub, self.options = tokenizer, hub, options
+    def __init__(self, tokenizer: TokenizerFile, hub: Hub, slurm: dict[str, str], options: argparse.Namespace) -> None:
+        self.tokenizer, self.hub, self.slurm, self.options = tokenizer, hub, slurm, options
 
     def prepare(self, job: Job) -> None:
         """Make what is missing of a dataset and verify all of it.
@@ -166,10 +176,13 @@ class Preparation:
         todo = job.todo
         if todo:
             text = self._text(job)
+            with_slurm = False
             for side, folder in todo.items():
                 write_source(folder, sources[side].model_copy(update={"commit": text.commit}))
-                if not self._tokenize(job, text, side, folder):
-                    return
+                with_slurm |= not self._tokenize(job, text, side, folder)
+            if with_slurm:
+                print(f"{job.name}: with Slurm; give the same command again when its jobs are done")
+                return
         for side, folder in job.targets.items():
             self._verify(job.name, folder, full=side in todo or self.options.full_check)
         if self.options.delete_text and job.listing is not None:
@@ -216,7 +229,7 @@ class Preparation:
             workers=options.workers,
             max_broken_lines=options.max_broken_lines,
             executor=options.executor,
-            slurm=parse_slurm(options.slurm),
+            slurm=self.slurm,
         )
         what = "held-out documents of " if side == "held_out" else ""
         print(f"{job.name}: tokenising {what}{len(inputs.files):,} files, {inputs.bytes:,} bytes", file=sys.stderr, flush=True)

@@ -70,7 +70,9 @@ class Job:
     @property
     def has_own_text(self) -> bool:
         """Whether the user has put text there."""
-        return self.listing is None and self.text.is_dir() and any(self.text.iterdir())
+        if self.listing is not None or not self.text.is_dir():
+            return False
+        return any(not path.name.startswith(".") for path in self.text.iterdir())
 
     @property
     def state(self) -> str:
@@ -105,6 +107,8 @@ def plan_jobs(run: DataRun, catalogue: Catalogue | None, text_root: Path, chosen
             targets["train"] = Path(data.datasets[name])
         if name in data.held_out:
             targets["held_out"] = Path(data.held_out[name])
+        if len(targets) > len(set(targets.values())):
+            raise UserError(f"data.held_out.{name} is the folder that data.datasets.{name} trains on; give it one of its own")
         jobs.append(Job(name, catalogue.get(name) if catalogue else None, text_root / name, targets, read.get(name, 0.0)))
     return jobs
 

@@ -1,94 +1,18 @@
 """`prepare`: repositories become verified token folders, nothing held out is trained on, what is missing is said."""
 
-import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
-import yaml
-from document_files import Tool, contents, python, read_documents, write_documents
+from document_files import Tool, contents, python, write_documents
 from hub_double import COMMIT, HubDouble, hub_double
-from tokenized import texts_in
+from prepare_place import SHARE, Place, shared_text
 
 from data_tools import hub_files, prepare
-from data_tools.sampling import position
 from smol_config import UserError
 from smol_data.manifest import read_manifest
-
-SHARE = 0.05
-SHARED = "A paragraph that stands in both datasets, and is held out by one of them."  # its number under seed 0 is below SHARE
-
-
-class Place:
-    """A folder with a mirror of two repositories, a catalogue and a configuration that needs four datasets."""
-
-    def __init__(self, root: Path, corpus: Path, tokenizer: Path) -> None:
-        self.root, self.tokenizer = root, tokenizer
-        self.mirror, self.text, self.tokens = root / "mirror", root / "text", root / "tokens"
-        self.config = root / "config.yaml"
-        self.texts = {name: [d["text"] for d in read_documents(corpus / name)] for name in ("code", "docs")}
-        self.texts = {name: [text for text in texts if len(text) < 5000][:100] for name, texts in self.texts.items()}
-        for texts in self.texts.values():
-            texts.append(shared_text())
-        self._write_mirror()
-        catalogue = {
-            "code": {"repository": "org/code", "files": ["data/train-*.parquet"], "text_key": "content", "licence": "psf-2.0"},
-            "docs": {"repository": "org/docs", "files": ["**/*.jsonl.gz"], "text_key": "text", "tokens": 5000, "gigabytes": 2},
-            "secret": {"published": False, "note": "never shown to anyone"},
-        }
-        catalogue["code"]["filter"] = [{"column": "language", "equals": "Python"}, {"column": "stars", "at_least": 2}]
-        groups = {name: {"group": "code", **entry} for name, entry in catalogue.items()}
-        (root / "catalogue.yaml").write_text(yaml.dump({"datasets": groups}))
-        self.write_config(["code", "docs"])
-
-    def _write_mirror(self) -> None:
-        texts = self.texts["code"]
-        columns = {"content": texts, "language": ["Python"] * len(texts), "stars": [2] * len(texts)}
-        more = {"content": ["other language", "too few stars"], "language": ["C", "Python"], "stars": [9, 1]}
-        rows = {name: [*columns[name], *more[name]] for name in columns}
-        (self.mirror / "org/code/data").mkdir(parents=True)
-        for part in range(3):
-            table = pyarrow.table({name: values[part::3] for name, values in rows.items()})
-            pyarrow.parquet.write_table(table, self.mirror / f"org/code/data/train-0000{part}.parquet")
-        (self.mirror / "org/code/README.md").write_text("---\nlicense: psf-2.0\n---\n")
-        for part in range(2):
-            plain = write_documents(self.root / "plain.jsonl", self.texts["docs"][part::2])
-            path = self.mirror / f"org/docs/deep/part-{part}.jsonl.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-        (self.root / "plain.jsonl").unlink()
-
-    def write_config(self, names: list[str], **more: Any) -> None:
-        """A configuration that reads these datasets and evaluates on code."""
-        data = {
-            "tokenizer": str(self.tokenizer),
-            "sequence_length": 64,
-            "datasets": {name: str(self.tokens / name) for name in names},
-            "held_out": {"code": str(self.tokens / "held_out" / "code")},
-            "stages": [{"name": "s", "steps": 100, "weights": dict.fromkeys(names, 1)}],
-            **more,
-        }
-        self.config.write_text(yaml.dump({"data": data, "train": {"global_batch_size": 4}, "model": {"vocab_size": 2000}}))
-
-    def arguments(self, *more: object, mirror: bool = True) -> tuple[object, ...]:
-        hub = ("--hub-root", self.mirror) if mirror else ()
-        root = ("--text-root", self.text, "--held-out-share", SHARE, "--workers", 1)
-        return ("prepare", "--config", self.config, *root, *hub, *more)
-
-    def held_out(self, name: str) -> list[str]:
-        return [text for text in self.texts[name] if position(text.encode(), "held out", 0) < SHARE]
-
-    def read(self, folder: str) -> list[str]:
-        return sorted(texts_in(self.tokens / folder, self.tokenizer))
-
-
-def shared_text() -> str:
-    """A text of which it is known that it is held out."""
-    return next(text for index in range(1000) if position((text := f"{SHARED} {index}").encode(), "held out", 0) < SHARE)
 
 
 @pytest.fixture
@@ -312,12 +236,11 @@ def test_bad_input_is_refused_with_one_sentence(tool: Tool, place: Place) -> Non
         (("data.tokenizer=/nowhere",), "--tokenizer /nowhere is not a folder"),
         (("--executor", "slurm"), "--executor slurm: --slurm names no partition and no time"),
         (("--executor", "slurm", "--slurm", "partition"), "--slurm partition: 'partition' is not of the form key=value"),
+        ((f"data.held_out.code={place.tokens}/code",), "data.held_out.code is the folder that data.datasets.code trains on"),
     ):
         outcome = tool(*place.arguments(*more))
         assert (outcome.code, sentence in outcome.err) == (2, True), (more, outcome)
-        assert not place.tokens.exists() or not list(place.tokens.rglob("*.ds"))
-    text_and_tokens = ("text/", "tokens/")
-    assert {name: data for name, data in contents(place.root).items() if not name.startswith(text_and_tokens)} == before
+    assert contents(place.root) == before
 
 
 def test_a_full_disk_ends_the_command(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,3 +252,31 @@ def test_a_full_disk_ends_the_command(tool: Tool, place: Place, monkeypatch: pyt
     assert outcome.code == 2
     assert "code: [Errno 28] No space left on device; give the same command again when that is mended" in outcome.err
     assert "docs" not in outcome.err
+
+
+def test_with_slurm_both_sides_are_submitted_and_nothing_is_deleted(
+    tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted: list[prepare.TokenizeSettings] = []
+    monkeypatch.setattr(prepare, "tokenize", submitted.append)  # returns None, as after a submission
+    slurm = ("--executor", "slurm", "--slurm", "partition=cpu,time=1:00:00")
+    outcome = tool(*place.arguments("--datasets", "code", "--delete-text", *slurm))
+    assert outcome.code == 0, outcome
+    assert [settings.out_dir for settings in submitted] == [place.tokens / "code", place.tokens / "held_out" / "code"]
+    assert all(settings.executor == "slurm" for settings in submitted)
+    assert all(settings.slurm == {"partition": "cpu", "time": "1:00:00"} for settings in submitted)
+    assert "code: with Slurm; give the same command again when its jobs are done" in outcome.out
+    assert (place.text / "code").exists()
+
+
+def test_the_tokenizer_may_come_from_the_mirror(tool: Tool, place: Place) -> None:
+    (place.mirror / "org/tokenizer").symlink_to(place.tokenizer)
+    assert tool(*place.arguments("--datasets", "docs", "data.tokenizer=org/tokenizer")).code == 0
+    assert place.read("docs")
+
+
+def test_a_fetch_that_was_killed_at_once_is_not_taken_for_own_text(tool: Tool, place: Place) -> None:
+    (place.text / "docs").mkdir(parents=True)
+    (place.text / "docs" / ".listing.json.123.partial").write_text("{")
+    assert tool(*place.arguments("--datasets", "docs")).code == 0
+    assert place.read("docs")

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from data_tools.catalogue import CatalogueEntry, Rule
+from data_tools.hub_files import Hub
 from data_tools.inputs import find_inputs
 from data_tools.run_config import load_data_run
 from data_tools.sampling import sample_texts
@@ -150,6 +152,26 @@ def test_a_dataset_with_less_text_than_its_share_gives_all_it_has(tool: Tool, tm
     assert outcome.code == 0, outcome
     assert "a  50.00%         340,000 bytes, all there is of the 500,000 asked for" in outcome.err
     assert "b  50.00%             280 bytes, all there is of the 500,000 asked for" in outcome.err
+
+
+def test_text_that_was_fetched_is_read_as_the_catalogue_says(tool: Tool, tmp_path: Path) -> None:
+    good = "good text, good text " * 20
+    rows = [{"body": good, "score": 3}, {"body": "bad words " * 50, "score": 1}] * 50
+    (tmp_path / "mirror/org/set/data").mkdir(parents=True)
+    for name in ("a", "b"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"mirror/org/set/data/{name}.jsonl").write_text(lines)
+    rules = [Rule(column="score", at_least=2)]
+    found = CatalogueEntry(group="code", repository="org/set", files=["data/a.*"], text_key="body", filter=rules)
+    catalogue = {"datasets": {"set": found.model_dump(exclude_none=True)}}
+    (tmp_path / "catalogue.yaml").write_text(json.dumps(catalogue))
+    hub = Hub(mirror=tmp_path / "mirror")
+    hub.fetch(hub.listing(found, tmp_path / "text/set"), tmp_path / "text/set")
+    config = mixture_config(tmp_path, [{"name": "s", "steps": 10, "weights": {"set": 1}}], ["set"])
+    common = ("--config", config, "--text-root", tmp_path / "text", "--vocab-size", 265)
+    outcome = tool("train-tokenizer", *common, tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert f"{50 * len(good):,} bytes, all there is" in outcome.err  # of one file, and its good half
 
 
 def test_a_sample_of_the_inputs_is_enough_if_asked_for(tool: Tool, corpus: Path, tmp_path: Path) -> None:
