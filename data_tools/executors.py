@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -125,8 +126,10 @@ SLURM_OPTIONS = (*_SLURM_NEEDED, "cpus", "mem", *_SLURM_PASSED)
 """`cpus` of a task (default 1), `mem`: GB for each of them (default 2), `time`: limit of a task, as 20:00:00."""
 
 
-def check_slurm_options(options: Mapping[str, str]) -> None:
-    """Raise UserError for an option that is unknown, missing or no number where one is needed."""
+def check_slurm(options: Mapping[str, str]) -> None:
+    """Raise UserError without Slurm, and for an option that is unknown, missing or no number where one is needed."""
+    if which("sbatch") is None:
+        raise UserError("--executor slurm: there is no sbatch here; run the command on a Slurm login node")
     for name, value in options.items():
         if name not in SLURM_OPTIONS:
             raise UserError(f"--slurm {name}={value}: unknown option; {nearest(name, SLURM_OPTIONS)}")
@@ -143,15 +146,13 @@ def submit_slurm(
 ) -> list[str]:
     """Submit `step` as an array job and `last`, which runs when all of it has succeeded; returns the two jobs' ids.
 
-    `workers` bounds the tasks at work at a time. Raises UserError when sbatch is missing or refuses.
+    `workers` bounds the tasks at work at a time. Raises UserError when sbatch refuses.
     """
     array = _slurm_executor([step], tasks, options, logs / "shards", workers=workers or -1)
     end = _slurm_executor([last], 1, options, logs / "end", depends=array)
     try:
         with quiet():
             end.run()
-    except FileNotFoundError as error:
-        raise UserError("--executor slurm: there is no sbatch here; run the command on a Slurm login node") from error
     except subprocess.CalledProcessError as error:
         raise UserError(
             f"--executor slurm: sbatch refused (its message stands above); mend --slurm {_text(options)}"

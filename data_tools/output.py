@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Working:
     .NAME.partial/lock            held (flock) by the command at work, which is named inside
                   settings.json   what the parts are made with
                   files/          the finished parts' files; takes the result's name at the end
-                  parts/P.json    the record of finished part P, written after its files
+                  parts/P.json    the record of finished part P, written after its files; P.fault: why it failed
                   attempts/       parts being made, one folder an attempt
                   jobs            ids of the Slurm jobs that the work was given to
     """
@@ -159,8 +159,14 @@ class Working:
     def attempt(self, part: str) -> Iterator[Path]:
         """A new folder to make a part in, so that two workers at one part never write to one file; it goes afterwards."""
         folder = Path(tempfile.mkdtemp(prefix=f"{part}-", dir=self.root / "attempts"))
+        fault = self._fault_file(part)
         try:
             yield folder
+            fault.unlink(missing_ok=True)
+        except Exception as error:
+            with suppress(OSError):  # a full disk, most likely
+                fault.write_text(str(error), encoding="utf8")
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -176,7 +182,9 @@ class Working:
         records = []
         for name in names:
             if (record := self.record(name)) is None:
-                raise UserError(f"part {name} of {self.target} is not finished; give the same command again to go on")
+                fault = self._fault_file(name)
+                why = f" ({fault.read_text(encoding='utf8')})" if fault.is_file() else ""
+                raise UserError(f"part {name} of {self.target} is not finished{why}; give the same command again to go on")
             for entry in record.files:
                 path = self.files / entry.name
                 if not path.is_file() or path.stat().st_size != entry.bytes:
@@ -190,6 +198,9 @@ class Working:
 
     def _record_file(self, part: str) -> Path:
         return self.root / "parts" / f"{part}.json"
+
+    def _fault_file(self, part: str) -> Path:
+        return self.root / "parts" / f"{part}.fault"
 
 
 def _is_whole(path: Path, entry: FileEntry) -> bool:
