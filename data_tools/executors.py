@@ -126,7 +126,7 @@ SLURM_OPTIONS = (*_SLURM_NEEDED, "cpus", "mem", *_SLURM_PASSED)
 """`cpus` of a task (default 1), `mem`: GB for each of them (default 2), `time`: limit of a task, as 20:00:00."""
 
 
-def check_slurm(options: Mapping[str, str]) -> None:
+def check_slurm_options(options: Mapping[str, str]) -> None:
     """Raise UserError without Slurm, and for an option that is unknown, missing or no number where one is needed."""
     if which("sbatch") is None:
         raise UserError("--executor slurm: there is no sbatch here; run the command on a Slurm login node")

@@ -117,10 +117,10 @@ def _work(settings: TokenizeSettings, tasks: int) -> "ShardWork":
 
 
 def _check_executor(settings: TokenizeSettings, working: Working) -> None:
-    from data_tools.executors import check_ray, check_slurm, jobs_in_queue
+    from data_tools.executors import check_ray, check_slurm_options, jobs_in_queue
 
     if settings.executor == "slurm":
-        check_slurm(settings.slurm)
+        check_slurm_options(settings.slurm)
     elif settings.executor == "ray":
         check_ray()
     if (jobs := working.jobs) and jobs_in_queue(jobs):
