@@ -1,0 +1,32 @@
+"""The readers of data_tools with every field of a record kept, for commands that copy documents. Imports datatrove.
+
+Used by `decontaminate`, which must hand on what it was given: ids, addresses and scores stand beside the text.
+"""
+
+from typing import Any
+
+from datatrove.data import Document
+
+from data_tools.datatrove_steps import READERS, StrictReader
+from data_tools.inputs import Inputs
+
+
+def record_reader(inputs: Inputs) -> StrictReader:
+    """A reader over the files whose documents' `metadata` is the whole record, the text included."""
+    base: Any = READERS[inputs.kind]
+
+    class WholeRecords(base):
+        """Of any of the kinds."""
+
+        def needed(self, names: list[str], filepath: str) -> list[str]:
+            super().needed(names, filepath)
+            return names
+
+        def get_document_from_dict(self, data: Any, source_file: str, id_in_file: int | str) -> Document | None:
+            document: Document | None = super().get_document_from_dict(data, source_file, id_in_file)
+            if document:
+                document.metadata = data
+            return document
+
+    reader: StrictReader = WholeRecords(list(inputs.files), inputs.text_key)
+    return reader
