@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.catalogue import CatalogueEntry, Rule
-from data_tools.hub_files import kept_listing
+from data_tools.hub_listing import kept_listing
 from data_tools.inputs import Inputs, find_inputs
 
 

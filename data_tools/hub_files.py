@@ -1,30 +1,30 @@
 """The files of a dataset repository, brought into a folder: from the Hugging Face Hub, or from a mirror on disk.
 
 First step of `prepare`: **repository -> DIR/NAME** -> tokenize. The first call lists the repository's files and writes the
-list down with the commit it was made of; a later call goes on from that list without asking the Hub what it has now. So a
-download that took days is of one commit, and one that is whole needs no network.
+list down with the commit it was made of; later ones go on from that list (hub_listing.py).
 
     DIR/NAME/.listing.json      repository, commit, and path, size and SHA-256 of every file
     DIR/NAME/data/x.parquet     the files under the repository's own paths; links, if they come from a mirror
 """
 
 import errno
-import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 from data_tools.catalogue import CatalogueEntry
 from data_tools.console import Progress
+from data_tools.hub_listing import LISTING, MIRROR, HubFile, Listing, glob_to_regex, has_file, kept_listing, spaced
 from data_tools.output import write_whole
-from smol_config import Section, UserError, parse
+from smol_config import UserError
 from smol_data.manifest import sha256_of_file
 
-LISTING = ".listing.json"
 GIGABYTE = 10**9
 TRIES = 6
 FIRST_WAIT = 2.0  # seconds before the second try; doubled before each further one
@@ -33,37 +33,6 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 class MissingText(UserError):
     """Text that is not within reach from here: the run's other datasets can still be prepared."""
-
-
-class HubFile(Section):
-    """One file of a repository."""
-
-    path: str
-    """Inside the repository."""
-    bytes: int
-    sha256: str | None = None
-    """Known of large files (LFS)."""
-
-
-class Listing(Section):
-    """The files of a dataset, fixed at the first call."""
-
-    repository: str
-    revision: str
-    """As the catalogue says."""
-    commit: str
-    """What the revision meant when the list was made; `mirror` for a folder on disk."""
-    patterns: list[str]
-    max_gigabytes: int | None = None
-    files: list[HubFile]
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
-
-    def missing(self, folder: Path) -> list[HubFile]:
-        """The files that are not in `folder` in their full size."""
-        return [file for file in self.files if not _has(folder / file.path, file.bytes)]
 
 
 class Hub:
@@ -122,23 +91,10 @@ class Hub:
         if self.mirror:
             for file in missing:
                 self._link(listing, file, folder)
-            return
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()  # there is one bar for all files
-        with (
-            Progress(f"fetching {listing.repository}", "bytes", total=sum(file.bytes for file in missing)) as progress,
-            ThreadPoolExecutor(self.downloads) as threads,
-        ):
-            downloads = {threads.submit(self._download, listing, file, folder): file for file in missing}
-            try:
-                for download in as_completed(downloads):
-                    download.result()
-                    progress.advance(downloads[download].bytes)
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes, and files that a killed download left
+        elif missing and listing.commit == MIRROR:
+            raise MissingText(f"{folder} was linked from a mirror and misses {missing[0].path}; give it with --hub-root")
+        else:
+            self._download_all(listing, missing, folder)
 
     # --- a mirror ----------------------------------------------------------------------------------------------------
 
@@ -152,11 +108,13 @@ class Hub:
             name = path.relative_to(root).as_posix()
             if path.is_file() and not name.startswith((".git/", ".cache/")):
                 files.append(HubFile(path=name, bytes=path.stat().st_size))
-        return "mirror", files
+        return MIRROR, files
 
     def _link(self, listing: Listing, file: HubFile, folder: Path) -> None:
         assert self.mirror is not None
         source, target = (self.mirror / listing.repository / file.path).resolve(), folder / file.path
+        if not has_file(source, file.bytes):
+            raise MissingText(f"{source} is not the file of {file.bytes:,} bytes that was listed; mend the mirror")
         with source.open("rb") as opened:
             if opened.read(len(POINTER)) == POINTER:
                 raise MissingText(f"{source} is a Git LFS pointer, not the file; run git lfs pull in the mirror's clone")
@@ -185,18 +143,43 @@ class Hub:
         ]
         return commit, files
 
-    def _download(self, listing: Listing, file: HubFile, folder: Path) -> None:
+    def _download_all(self, listing: Listing, files: list[HubFile], folder: Path) -> None:
+        with (
+            Progress(f"fetching {listing.repository}", "bytes", total=sum(file.bytes for file in files)) as progress,
+            ThreadPoolExecutor(self.downloads) as threads,
+        ):
+            received = _Received(progress)
+            try:
+                for download in as_completed(
+                    [threads.submit(self._download, listing, file, folder, received) for file in files]
+                ):
+                    download.result()
+            except BaseException:
+                received.stop()
+                threads.shutdown(cancel_futures=True)
+                raise
+        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the library's notes, and files that a killed download left
+
+    def _download(self, listing: Listing, file: HubFile, folder: Path, received: "_Received") -> None:
         from huggingface_hub import hf_hub_download
 
         path = folder / file.path
 
         def download() -> None:
             path.unlink(missing_ok=True)  # a file that is there, whatever its size, would be taken for what was asked
-            hf_hub_download(listing.repository, file.path, repo_type="dataset", revision=listing.commit, local_dir=folder)
-            self._has_answered = True
-            if not _has(path, file.bytes) or (file.sha256 and sha256_of_file(path) != file.sha256):
-                path.unlink(missing_ok=True)
-                raise OSError(f"{file.path} did not come as the Hub's list says")
+            with received.file() as counter:
+                hf_hub_download(
+                    listing.repository,
+                    file.path,
+                    repo_type="dataset",
+                    revision=listing.commit,
+                    local_dir=folder,
+                    tqdm_class=counter,
+                )
+                self._has_answered = True
+                if not has_file(path, file.bytes) or (file.sha256 and sha256_of_file(path) != file.sha256):
+                    path.unlink(missing_ok=True)
+                    raise OSError(f"{file.path} did not come as the Hub's list says")
 
         self._ask(listing.repository, listing.commit, download)
 
@@ -238,34 +221,44 @@ class Hub:
         raise MissingText(f"{repository}: {reason}, in {TRIES} tries; give the same command again to go on")
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------
+class _Stopped(BaseException):
+    """Ends a download from within, past every handler of errors that would try again."""
 
 
-def kept_listing(folder: Path) -> Listing | None:
-    """The list that was written down in `folder`; None when there is none."""
-    path = folder / LISTING
-    if not path.is_file():
-        return None
-    return parse(Listing, json.loads(path.read_text(encoding="utf8")), source=str(path))
+class _Received:
+    """Counts the bytes that all downloads receive, through the progress bars that huggingface_hub asks for."""
 
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self._lock, self._stopped = progress, Lock(), Event()
 
-def spaced(files: list[HubFile], budget: int) -> list[HubFile]:
-    """Evenly spaced files of at most `budget` bytes in all; at least one, whatever its size."""
-    count = len(files)
-    while count > 1:
-        chosen = [files[index * len(files) // count] for index in range(count)]
-        total = sum(file.bytes for file in chosen)
-        if total <= budget:
-            return chosen
-        count = min(count - 1, max(1, int(count * budget / total)))
-    return files[:1]
+    def stop(self) -> None:
+        """End all downloads when their next bytes come."""
+        self._stopped.set()
 
+    @contextmanager
+    def file(self) -> Iterator[type[Any]]:
+        """A class of progress bar for one file; what it counted is taken back when the file does not come."""
+        from tqdm import tqdm
 
-def glob_to_regex(pattern: str) -> str:
-    """A regular expression of the paths that a pattern means: `*` and `?` stay inside a folder, `**/` spans any depth."""
-    parts = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", pattern))
+        count = 0
 
+        class Counter(tqdm):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **{**options, "disable": True})
 
-def _has(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+            def update(bar, size: float | None = 1) -> None:
+                nonlocal count
+                if self._stopped.is_set():
+                    raise _Stopped
+                count += int(size or 0)
+                self._advance(int(size or 0))
+
+        try:
+            yield Counter
+        except BaseException:
+            self._advance(-count)
+            raise
+
+    def _advance(self, size: int) -> None:
+        with self._lock:
+            self.progress.advance(size)

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from data_tools.catalogue import Catalogue, CatalogueEntry, Rule
-from data_tools.hub_files import Listing, kept_listing
+from data_tools.hub_listing import Listing, kept_listing
 from data_tools.output import write_whole
 from data_tools.run_config import DataRun
 from data_tools.tables import short, table

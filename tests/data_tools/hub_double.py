@@ -8,10 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from time import sleep
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -27,7 +28,9 @@ class HubDouble(ThreadingHTTPServer):
         self.root = root
         self.requests: list[str] = []
         self.faults: dict[str, list[int]] = {}
-        """Part of a path: what becomes of the next GETs of it, a status, or 0 for a body that breaks off in the middle."""
+        """Part of a path: what becomes of its next GETs: a status, 0 for a body that breaks off, 1 for one that takes long."""
+        self.megabytes = 0
+        """Sent of the body that takes long."""
 
     @property
     def address(self) -> str:
@@ -53,8 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         for part, codes in self.server.faults.items():
             if part in path and codes and self.command == "GET":
-                code = codes.pop(0)
-                return self.answer(code, b"busy") if code else self.break_off()
+                return self.fail(codes.pop(0))
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", path):
             return self.info(*match.groups())
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)", path):
@@ -98,12 +100,22 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(206, data[first:], {**headers, "Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"})
         return self.answer(200, data, headers)
 
-    def break_off(self) -> None:
+    def fail(self, code: int) -> None:
+        if code == 404:
+            return self.error(code, "EntryNotFound")
+        if code > 1:
+            return self.answer(code, b"busy")
         self.send_response(200)
-        self.send_header("Content-Length", "1000000")
+        self.send_header("Content-Length", "400000000")
         self.end_headers()
-        self.wfile.write(b"half of it")
+        self.wfile.write(b"a part of it")
         self.close_connection = True
+        with suppress(OSError):  # the other side has hung up
+            while code == 1 and self.server.megabytes < 400:
+                self.wfile.write(bytes(1_000_000))
+                self.server.megabytes += 1
+                sleep(0.01)
+        return None
 
     def error(self, status: int, code: str) -> None:
         self.answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})

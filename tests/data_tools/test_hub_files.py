@@ -11,7 +11,9 @@ from hub_double import COMMIT, HubDouble, hub_double
 
 from data_tools import hub_files
 from data_tools.catalogue import CatalogueEntry
-from data_tools.hub_files import Hub, HubFile, MissingText, glob_to_regex, kept_listing, spaced
+from data_tools.console import Progress
+from data_tools.hub_files import Hub, MissingText
+from data_tools.hub_listing import HubFile, glob_to_regex, kept_listing, spaced
 from smol_config import UserError
 
 ENTRY = CatalogueEntry(group="code", repository="org/set", files=["data/*/*.jsonl*"], text_key="text")
@@ -166,6 +168,35 @@ def test_a_mirror_without_the_repository_or_with_pointers_only_is_said(repositor
     pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n")
     with pytest.raises(MissingText, match=r"a.jsonl is a Git LFS pointer, not the file; run git lfs pull"):
         fetch(Hub(mirror=repositories), tmp_path / "text")
+
+
+def test_a_mirror_that_changed_or_went_is_said(repositories: Path, tmp_path: Path) -> None:
+    fetch(Hub(mirror=repositories), tmp_path / "text")
+    (repositories / "org/set/data/one/a.jsonl").write_text("{}")
+    with pytest.raises(MissingText, match=r"a.jsonl is not the file of [0-9,]+ bytes that was listed; mend the mirror"):
+        fetch(Hub(mirror=repositories), tmp_path / "text")
+    with pytest.raises(MissingText, match=r"was linked from a mirror and misses data/one/a.jsonl; give it with --hub-root"):
+        fetch(Hub(), tmp_path / "text")
+
+
+def test_all_downloads_end_when_one_cannot_go_on(server: HubDouble, tmp_path: Path) -> None:
+    server.faults = {"a.jsonl": [404], "c.jsonl": [1]}
+    with pytest.raises(MissingText, match="org/set at 0123456789abcdef0123456789abcdef01234567 is not on the Hub"):
+        fetch(Hub(), tmp_path / "text")
+    assert 0 < server.megabytes < 200  # of 400: it is told to stop when its next 10 MB are there
+    assert not (tmp_path / "text/data/two/c.jsonl").exists()
+
+
+def test_progress_counts_the_bytes_that_came_for_good(
+    server: HubDouble, repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Progress] = []
+    start = Progress.__enter__
+    monkeypatch.setattr(Progress, "__enter__", lambda progress: seen.append(progress) or start(progress))
+    server.faults = {"a.jsonl": [0, 0], "b.jsonl.gz": [503]}
+    fetch(Hub(), tmp_path / "text")
+    (progress,) = seen
+    assert progress.done == progress.total == sum(map(len, wanted(repositories).values()))
 
 
 def test_a_folder_fetched_otherwise_is_refused(repositories: Path, tmp_path: Path) -> None:
