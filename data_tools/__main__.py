@@ -5,18 +5,21 @@ modules import datatrove, tokenizers and the like inside their functions, so tha
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from data_tools import (
     adopt,
     corpus,
+    decontaminate,
     fertility,
     inspect_samples,
     megatron_index,
     mixture,
     prepare,
     shuffle,
+    stats,
     tokenize_text,
     train_tokenizer,
     verify,
@@ -35,6 +38,8 @@ COMMANDS = (
     megatron_index,
     shuffle,
     inspect_samples,
+    stats,
+    decontaminate,
 )
 
 
@@ -52,10 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted, 141 cut off."""
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at exit
+        return 141
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_tools.document_lengths import EDGES, THRESHOLDS, Lengths
 from data_tools.mixture_plan import MixturePlan
 from data_tools.output import check_file
 from data_tools.tables import percent, short
@@ -25,6 +26,7 @@ COLOURS = {
 }
 NAMED_SHARE = 0.0098  # a block below this share has no room for a name, even upright
 EDGED_SHARE = 0.003  # nor, below this, for a white edge
+LINES = 10  # as many as there are colours
 LETTERS_ACROSS, LETTERS_UPRIGHT = 170, 14  # that fit the picture's width and a bar's height
 
 
@@ -104,3 +106,78 @@ def _group_shares(axis: Any, row: int, shares: dict[str, float], order: list[str
             label = f"{group} {percent(shares[group])}" if shares[group] >= 0.07 else percent(shares[group])
             axis.text(at + shares[group] / 2, row - 0.34, label, ha="center", va="bottom", fontsize=8, color=COLOURS[group])
         at += shares[group]
+
+
+def draw_document_lengths(path: Path, datasets: dict[str, Lengths]) -> None:
+    """Shares of documents and of tokens by document length, a line a dataset; the smallest ones are one line together."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(11, 7), layout="constrained")
+    axes = picture.subplots(2, 1, sharex=True)
+    shown = _largest(datasets)
+    # Two bins a doubling: finer ones are empty for short documents, whose lengths are whole numbers.
+    coarse = np.unique(np.concatenate([[0], np.round(2 ** (np.arange(0, 81) / 2))])).astype(np.int64)
+    group = np.searchsorted(coarse, EDGES, side="right") - 1
+    top = max((lengths.longest or 1 for lengths in shown.values()), default=1)
+    for number, (name, lengths) in enumerate(shown.items()):
+        for axis, counts in zip(axes, (lengths.documents, lengths.tokens), strict=True):
+            shares = np.bincount(group, weights=counts, minlength=len(coarse)) / max(1, counts.sum())
+            colour = f"C{number}" if number < 10 else "0.6"
+            axis.stairs(100 * shares[1:-1], coarse[1:], label=name, color=colour, linewidth=1.5)
+    for axis, what in zip(axes, ("documents", "tokens"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set_ylabel(f"share of {what} (%)")
+        axis.grid(alpha=0.25)
+        for threshold in THRESHOLDS:
+            axis.axvline(threshold, color="0.5", linewidth=0.8, linestyle="--")
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (2, -10)}
+            axis.annotate(f"{threshold // 1024}k", (threshold, 1), fontsize=8, color="0.4", **place)
+    axes[0].set_xlim(1, 2 * max(top, THRESHOLDS[-1]))
+    axes[1].set_xlabel("document length in tokens, two bins a doubling")
+    axes[0].legend(fontsize=8, ncols=2, frameon=False)
+    save(picture, path)
+
+
+def draw_tokens(path: Path, datasets: dict[str, tuple[int, list[int], float | None]]) -> None:
+    """A bar a dataset: its tokens on a logarithmic scale, beside how they are spread over document lengths.
+
+    `datasets` gives tokens, tokens in documents longer than each of THRESHOLDS, and a run's epochs.
+    """
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(12, 1.6 + 0.3 * len(datasets)), layout="constrained")
+    left, right = picture.subplots(1, 2, sharey=True)
+    rows = range(len(datasets))
+    tokens = [max(1, count) for count, _, _ in datasets.values()]
+    left.barh(rows, tokens, color="#4c78a8")
+    left.set_xscale("log")
+    left.set_xlim(min(tokens) / 4, max(tokens) * 60)
+    for row, (count, _, epochs) in enumerate(datasets.values()):
+        label = short(count) + ("" if epochs is None else f", {epochs:.2f} epochs")
+        left.annotate(label, (max(1, count), row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    left.set_yticks(rows, list(datasets))
+    left.set_xlabel("tokens")
+    sizes = ["up to 4k", "4k to 32k", "32k to 64k", "over 64k"]
+    at = [0.0] * len(datasets)
+    for part, (size, colour) in enumerate(zip(sizes, ("#c6dbef", "#9ecae1", "#4292c6", "#08519c"), strict=True)):
+        spread = [(count, [count, *longer, 0]) for count, longer, _ in datasets.values()]
+        shares = [100 * (bounds[part] - bounds[part + 1]) / max(1, count) for count, bounds in spread]
+        right.barh(rows, shares, left=at, color=colour, label=size)
+        at = [begin + share for begin, share in zip(at, shares, strict=True)]
+    right.set_xlim(0, 100)
+    right.set_xlabel("share of the tokens by the length of their document (%)")
+    right.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    left.invert_yaxis()
+    save(picture, path)
+
+
+def _largest(datasets: dict[str, Lengths]) -> dict[str, Lengths]:
+    """The datasets with the most tokens, as many as have colours, and the others as one."""
+    order = sorted(datasets, key=lambda name: -int(datasets[name].tokens.sum()))
+    kept = {name: datasets[name] for name in datasets if name in order[:LINES]}
+    if len(order) > LINES:
+        rest = kept[f"{len(order) - LINES} more"] = Lengths()
+        for name in order[LINES:]:
+            rest.merge(datasets[name])
+    return kept

@@ -1,12 +1,14 @@
 """`mixture`: shares, counts and epochs agree with the data order; doubtful weights are named; JSON and a picture."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from document_files import Tool
+from document_files import REPOSITORY, Tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_folders import random_documents, write_dataset
@@ -164,6 +166,15 @@ def test_a_disk_that_refuses_leaves_no_picture(tool: Tool, tmp_path: Path, monke
     outcome = tool("mixture", "--config", write_config(tmp_path, STAGES), "--output", tmp_path / "m.png")
     assert (outcome.code, "m.png cannot be written: No space left on device" in outcome.err) == (2, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["catalogue.yaml", "run.yaml"]
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    """As `python -m data_tools mixture ... | head -1` does."""
+    arguments = [sys.executable, "-m", "data_tools", "mixture", "--config", "configs/smollm3/pretrain.yaml", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as command:
+        assert command.stdout and command.stderr
+        command.stdout.close()
+        assert (command.stderr.read(), command.wait()) == (b"", 141)
 
 
 def test_bad_input_is_refused_with_one_sentence(tool: Tool, tmp_path: Path) -> None:
