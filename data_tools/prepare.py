@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> None:
         except UserError as error:
             failed.append(job.name)
             print(f"{'missing' if isinstance(error, MissingText) else 'failed'}: {_described(job)}: {error}", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(str(stop) or "what is there is kept, and the same command goes on") from stop
         except OSError as error:  # a disk that is full or gone will not serve the next dataset either
             raise UserError(f"{job.name}: {error}; give the same command again when that is mended") from error
     if failed:

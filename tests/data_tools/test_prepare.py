@@ -1,18 +1,20 @@
 """`prepare`: repositories become verified token folders, nothing held out is trained on, what is missing is said."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from document_files import Tool, contents, python, write_documents
+from document_files import REPOSITORY, Tool, contents, python, write_documents
 from hub_double import COMMIT, HubDouble, hub_double
 from prepare_place import SHARE, Place, shared_text
 
 from data_tools import hub_files, prepare
 from smol_config import UserError
-from smol_data.manifest import read_manifest
 
 
 @pytest.fixture
@@ -200,47 +202,14 @@ def test_a_folder_of_the_tokenize_command_is_taken_as_it_is(tool: Tool, place: P
     assert contents(place.tokens) == before
 
 
-def test_the_plan_changes_nothing_and_needs_no_network(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.write_config(["code", "docs", "secret"])
-    write_documents(place.text / "code" / "mine.jsonl", ["own"])
-    before = contents(place.root)
-    outcome = tool(*place.arguments("--dry-run", "data.tokenizer=far/away", mirror=False))
-    assert outcome.code == 0, outcome
-    assert contents(place.root) == before
-    rows = {line.split("  ")[0]: " ".join(line.split()) for line in outcome.out.splitlines()}
-    assert rows["code"] == "code text is here org/code - ? ? 8.53K psf-2.0"
-    assert rows["docs"] == "docs fetch org/docs 2.0 GB 5.00K 0.0 GB 8.53K ?"
-    assert rows["secret"].startswith("secret not preparable - - ?")
-    assert rows["to do"] == "to do 2.0 GB 0.0 GB + ?"
-    assert "not preparable: secret: its content is not published (never shown to anyone)" in outcome.out
-    assert "free where text will lie" in outcome.out
+def test_an_interrupted_fetch_says_how_to_go_on(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
 
-
-def test_finished_folders_show_in_the_plan_what_they_hold(tool: Tool, place: Place) -> None:
-    assert tool(*place.arguments("--datasets", "docs")).code == 0
-    outcome = tool(*place.arguments("--dry-run"))
-    row = next(line for line in outcome.out.splitlines() if line.startswith("docs"))
-    assert "finished" in row
-    tokens = read_manifest(place.tokens / "docs").tokens
-    assert f"{tokens / 1000:.{1 if tokens < 99_950 else 0}f}K" in row
-
-
-def test_bad_input_is_refused_with_one_sentence(tool: Tool, place: Place) -> None:
-    before = contents(place.root)
-    for more, sentence in (
-        (("--datasets", "cod"), "--datasets cod: not in data.datasets or data.held_out; did you mean 'code'?"),
-        (("--held-out-share", "0"), "--held-out-share 0 leaves no document for data.held_out of code; give a share above 0"),
-        (("--held-out-share", "0.9"), "0.9 is not a share from 0 to 0.5"),
-        (("--held-out-share", "x"), "'x' is not a number"),
-        (("--catalogue", place.root / "no.yaml"), "no.yaml cannot be read"),
-        (("data.tokenizer=/nowhere",), "--tokenizer /nowhere is not a folder"),
-        (("--executor", "slurm"), "--executor slurm: --slurm names no partition and no time"),
-        (("--executor", "slurm", "--slurm", "partition"), "--slurm partition: 'partition' is not of the form key=value"),
-        ((f"data.held_out.code={place.tokens}/code",), "data.held_out.code is the folder that data.datasets.code trains on"),
-    ):
-        outcome = tool(*place.arguments(*more))
-        assert (outcome.code, sentence in outcome.err) == (2, True), (more, outcome)
-    assert contents(place.root) == before
+    monkeypatch.setattr(prepare.Hub, "fetch", interrupted)
+    outcome = tool(*place.arguments())
+    assert outcome.code == 130
+    assert "interrupted; what is there is kept, and the same command goes on" in outcome.err
 
 
 def test_a_full_disk_ends_the_command(tool: Tool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,3 +249,22 @@ def test_a_fetch_that_was_killed_at_once_is_not_taken_for_own_text(tool: Tool, p
     (place.text / "docs" / ".listing.json.123.partial").write_text("{")
     assert tool(*place.arguments("--datasets", "docs")).code == 0
     assert place.read("docs")
+
+
+def test_killed_and_given_again_it_makes_the_same_bytes(tool: Tool, place: Place, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "data_tools", *map(str, place.arguments("--workers", 2))]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    first = place.tokens / "code" / "manifest.json"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert first.exists()
+    killed_at = contents(place.tokens / "code")
+    outcome = tool(*place.arguments())
+    assert outcome.code == 0, outcome
+    assert contents(place.tokens / "code") == killed_at
+    resumed = contents(place.tokens)
+    place.tokens.rename(tmp_path / "resumed")
+    assert tool(*place.arguments()).code == 0
+    assert contents(place.tokens) == resumed
