@@ -78,7 +78,10 @@ def _show(options: argparse.Namespace, windows: Iterator[SeenWindow], heading: s
         for index, seen in enumerate(windows):
             print(json.dumps(window_json(seen, decode, index < shown), ensure_ascii=False))
     elif options.html:
-        write_whole(options.html, "".join(html_page(heading, windows, shown, decode or ids_as_text)))
+        try:
+            write_whole(options.html, "".join(html_page(heading, windows, shown, decode or ids_as_text)))
+        except OSError as error:
+            raise UserError(f"{options.html} cannot be written: {error.strerror}; check its place, rights and space") from error
         print(f"written: {options.html}")
     else:
         print(f"{heading}\n")
@@ -115,13 +118,11 @@ def _samples(options: argparse.Namespace, segments: Sequence[Segment]) -> tuple[
 
 def _open(data_run: DataRun, segments: Sequence[Segment], first: int, stop: int) -> dict[str, TokenDataset]:
     """The datasets that samples [first, stop) may come from; raises DataError for a sample that the run does not train."""
-    data, names, sample = data_run.data, set[str](), first
+    names, sample, data = set[str](), first, data_run.data
     while sample < stop:
         segment = segment_of(segments, sample)
         names |= {name for name, weight in segment.weights.items() if weight > 0}
         sample = segment.end_sample
-    if missing := sorted(names - data.datasets.keys()):
-        raise UserError(f"data.datasets lacks {missing[0]!r}, which these samples may come from; give its folder back")
     return open_datasets({name: data.datasets[name] for name in sorted(names)}, data.sequence_length, data.tokenizer)
 
 

@@ -70,8 +70,12 @@ def check_file(path: Path) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that it is there whole or not at all, whatever happens meanwhile."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf8")
-    partial.rename(path)
+    try:
+        partial.write_text(text, encoding="utf8")
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _refused(folder: Path, error: OSError) -> UserError:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from document_files import Tool, read_documents, write_documents
+from document_files import Tool, python, read_documents, write_documents
 from tokenizers import Tokenizer
 
 from data_tools.rendering import border, window_text
@@ -156,6 +156,17 @@ def test_a_step_in_the_millions_is_answered_from_its_number_alone(tool: Tool, co
     assert peak < 20e6  # bytes; the samples before are 1.8 thousand million
 
 
+def test_help_gives_examples_at_once(tool: Tool) -> None:
+    for command in ("inspect", "stats", "mixture"):
+        outcome = tool(command, "--help")
+        assert outcome.code == 0
+        assert f"example:\n  python -m data_tools {command} " in outcome.out
+    code = "import sys; from data_tools.__main__ import build_parser; build_parser().format_help(); print(*sys.modules)"
+    loaded = set(python("-c", code).out.split())
+    assert {"data_tools.inspect_samples", "data_tools.stats", "data_tools.mixture"} <= loaded
+    assert not {"torch", "matplotlib", "tokenizers", "transformers", "datatrove", "pyarrow"} & loaded
+
+
 # --- a run that has begun ------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +303,17 @@ def test_html_is_one_file_complete_in_itself(tool: Tool, config: Path, tmp_path:
     assert reader.rows == 1 + 8
     masked = sum(document["masked"] for one in seen[:3] for document in one["documents"])
     assert text.count("<mark title=") == masked
+
+
+def test_a_disk_that_refuses_leaves_no_page(tool: Tool, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str, **_: Any) -> None:
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    outcome = tool("inspect", "--config", config, "--step", "3", "--html", tmp_path / "page.html")
+    assert (outcome.code, "page.html cannot be written: No space left on device" in outcome.err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_its_tokenizer_ids_are_shown(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
