@@ -26,7 +26,7 @@ from data_tools.inputs import ALL_ENDINGS, find_inputs
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.sampling import sample_texts
 from data_tools.tables import table
-from data_tools.tokenizer_file import open_tokenizer
+from data_tools.tokenizer_file import load_tokenizer
 from smol_config import UserError
 
 if TYPE_CHECKING:
@@ -109,21 +109,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The command; raises UserError on a tokenizer or text that cannot be used, or one named twice."""
-    from tokenizers import Tokenizer
-
     if options.output:
         check_new_folder(options.output)
     texts = {name: find_inputs([Path(path)], options.text_key) for name, path in _named("--text", options.text).items()}
-    tokenizers = {}
-    for name, source in _named("--tokenizer", options.tokenizer).items():
-        opened = open_tokenizer(source)
-        tokenizers[name] = (Tokenizer.from_file(str(opened.file)), opened.vocab_size)
+    tokenizers = {name: load_tokenizer(source) for name, source in _named("--tokenizer", options.tokenizer).items()}
     counts = []
     for text, inputs in texts.items():
-        row = [Count(text, name, vocab_size) for name, (_, vocab_size) in tokenizers.items()]
+        row = [Count(text, name, tokenizer.get_vocab_size()) for name, tokenizer in tokenizers.items()]
         measure(
             sample_texts(inputs, options.megabytes * 10**6, options.seed),
-            [(tokenizer, count) for (tokenizer, _), count in zip(tokenizers.values(), row, strict=True)],
+            list(zip(tokenizers.values(), row, strict=True)),
             options.words_alone,
         )
         if not row[0].words:

@@ -1,16 +1,19 @@
 """A tokenizer as the shards need it: its tokenizer.json, hash, EOS and vocabulary, from a folder or from the Hub.
 
-Used by `tokenize`. The files are read directly, which takes milliseconds; transformers is asked only when no file names
-the EOS token (old repositories leave it to the tokenizer's class).
+Used by `tokenize`, `prepare` and `fertility`. The files are read directly, which takes milliseconds; transformers is asked only
+when no file names the EOS token (old repositories leave it to the tokenizer's class).
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smol_config import UserError
 from smol_data.manifest import sha256_of_file
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,8 @@ def open_tokenizer(name: str) -> TokenizerFile:
 
     Raises UserError when there is none, when its tokenizer.json is missing or damaged, or when it has no EOS token.
     """
-    from tokenizers import Tokenizer
-
     file, settings = _files(name)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise UserError(f"--tokenizer {name}: its tokenizer.json is damaged ({error}); fetch or train it again") from error
+    tokenizer = _load(name, file)
     eos = next((text for part in settings if (text := _token_text(part.get("eos_token")))), None) or _eos_of_class(name)
     if eos is None:
         raise UserError(
@@ -57,6 +55,20 @@ def open_tokenizer(name: str) -> TokenizerFile:
     declared = [int(key) for part in settings for key in part.get("added_tokens_decoder", {})]
     vocab_size = 1 + max([*tokenizer.get_vocab(with_added_tokens=True).values(), *declared])
     return TokenizerFile(name, file, sha256_of_file(file), eos, eos_id, vocab_size)
+
+
+def load_tokenizer(name: str) -> "Tokenizer":
+    """The tokenizer alone, for uses that need no EOS; raises UserError as `open_tokenizer`."""
+    return _load(name, _files(name)[0])
+
+
+def _load(name: str, file: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise UserError(f"--tokenizer {name}: its tokenizer.json is damaged ({error}); fetch or train it again") from error
 
 
 def _files(name: str) -> tuple[Path, list[dict[str, Any]]]:

@@ -158,6 +158,13 @@ def test_a_large_text_is_sampled(tool: Tool, byte_tokenizer: Path, corpus: Path,
     assert 1_000_000 - 4 < int(row["bytes"]) <= 1_000_000
 
 
+def test_a_bare_tokenizer_file_is_enough(tool: Tool, byte_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/tokenizer.json").write_bytes((byte_tokenizer / "tokenizer.json").read_bytes())
+    text = write_documents(tmp_path / "text.jsonl", ["a few words"])
+    assert tool("fertility", "--tokenizer", tmp_path / "bare", "--text", f"a={text}").code == 0
+
+
 def test_bad_input_is_refused_with_one_sentence(tool: Tool, byte_tokenizer: Path, tmp_path: Path) -> None:
     text = write_documents(tmp_path / "text.jsonl", ["words"])
     signs = write_documents(tmp_path / "signs.jsonl", ["--- ..."])
