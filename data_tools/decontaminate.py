@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from data_tools.console import Progress, add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, ENDINGS, Inputs, find_inputs
-from data_tools.output import check_new_folder, whole_folder
+from data_tools.output import REPORT_NAME, check_new_folder, whole_folder
 from data_tools.parallel import Advance, run_tasks
 from smol_config import UserError
 
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
         counts = [sum(result) for result in zip(*results, strict=True)]
         report |= dict(zip(("documents", "dropped", "empty"), counts, strict=True))
         report["eval_sets"] = list(_merge_hits(folder, references, too_short))
-        (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
+        (folder / REPORT_NAME).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
     _print(report, options)
 
 

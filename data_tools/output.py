@@ -22,6 +22,9 @@ from pydantic import Field, ValidationError
 from smol_config import Section, UserError
 from smol_data.manifest import FileEntry, sha256_of_file
 
+REPORT_NAME = "report.json"
+"""What a command tells of its result, beside the data; no manifest lists it, since it decides no token."""
+
 
 def check_new_folder(folder: Path) -> Path:
     """The resolved path of a result folder; raises UserError unless it is missing or an empty folder."""

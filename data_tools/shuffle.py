@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.console import Progress, add_command, byte_size, whole_number
-from data_tools.output import check_new_folder, resumable_folder
+from data_tools.output import REPORT_NAME, check_new_folder, resumable_folder, write_whole
 from smol_config import UserError
 from smol_data.files import OpenFiles, TokenFiles
-from smol_data.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest, sha256_of_file
+from smol_data.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from data_tools.chunk_runs import Plan
 
-RECORD = "shuffle.json"
 _SMALL_READ = 64 << 10  # below this, slices of runs are random reads again
 _BASE = 4 << 20  # of a worker's memory, for blocks that do not grow with the share
 
@@ -192,9 +191,7 @@ def _finish(plan: "Plan", contents: list[str]) -> Manifest:
         "tokens_left_out": source.tokens - tokens,
         "content": contents[1],
     }
-    path = working.files / RECORD
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf8")
-    files.append(FileEntry(name=RECORD, bytes=path.stat().st_size, sha256=sha256_of_file(path)))
+    write_whole(working.files / REPORT_NAME, json.dumps(record, indent=2) + "\n")
     changes = {"seed": plan.seed, "window_tokens": plan.width, "tokens": tokens, "documents": documents}
     manifest = source.model_copy(update=changes | {"files": sorted(files, key=lambda entry: entry.name)})
     (working.files / MANIFEST_NAME).unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.console import Progress, add_command, whole_number
+from data_tools.output import REPORT_NAME
 from data_tools.parallel import run_tasks
 from data_tools.shard_checks import ShardTask, check_shard, index_name
 from smol_config import UserError
@@ -87,7 +88,7 @@ def verify_folder(folder: Path, workers: int = 1, quick: bool = False) -> Verdic
     except DataError as error:
         return Verdict(folder, faults=[str(error)])
     verdict = check_files(folder, manifest, workers, quick)
-    listed = {MANIFEST_NAME, *(entry.name for entry in manifest.files)}
+    listed = {MANIFEST_NAME, REPORT_NAME, *(entry.name for entry in manifest.files)}
     on_disk = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     verdict.warnings += [
         f"{name} is not listed in the manifest, so nothing is known about it" for name in sorted(on_disk - listed)

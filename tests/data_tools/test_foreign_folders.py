@@ -140,6 +140,11 @@ def test_another_end_token_can_be_named(tool: Tool, tokenizer: Path, texts: list
     assert tool("manifest", folder, "--tokenizer", tokenizer, "--workers", "1").code == 2
     assert tool("manifest", folder, "--tokenizer", tokenizer, "--workers", "1", "--eos-id", "3").code == 0
     assert read_manifest(folder).eos_id == 3
+    (folder / "manifest.json").unlink()
+    chat = copied(tokenizer, tmp_path / "chat")
+    (chat / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert tool("manifest", folder, "--tokenizer", chat, "--workers", "1").code == 0
+    assert read_manifest(folder).eos_id == 3
 
 
 def test_eos_inside_documents_is_noted_for_the_readers(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_folder_is_whole_and_training_reads_its_chunks_as_windows(source: Pa
     assert [shard.name for shard in manifest.shards] == [f"{number:05d}_shuffled.ds" for number in range(len(manifest.shards))]
     assert len(manifest.shards) > 2
     assert all(shard.bytes <= 40_000 for shard in manifest.shards)
-    record = json.loads((out / "shuffle.json").read_text())
+    record = json.loads((out / "report.json").read_text())
     chunks = before.tokens // (S + 1)
     assert (record["seed"], record["epoch"], record["chunks"]) == (1, 3, chunks)
     assert record["source_digest"] == before.digest
