@@ -29,10 +29,10 @@ from smol_data.order import Location, Order
 from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
 
-PREFETCH = 8  # parcels read ahead of DALI: seconds of training hide a disk that stalls, at 4 bytes a token
+PREFETCH = 4  # parcels read ahead of DALI: a minute of training hides a disk that stalls, at 4 bytes a token
 READ_AHEAD = 16  # micro-batches more whose windows the system is asked to read: a slow disk works on many at a time
 
-_PARCEL_TOKENS, _PARCEL_BATCHES = 65_536, 16  # micro-batches travel together up to these: a trip costs as much as 10,000 tokens
+_PARCEL_TOKENS, _PARCEL_BATCHES = 262_144, 64  # micro-batches travel together up to these: a trip has its price
 _IN_DALI = 2  # parcels in DALI's own queue, on the device
 
 
@@ -184,14 +184,18 @@ class _Parcel(NamedTuple):
 
 
 def _parcels(batches: Iterator[HostBatch]) -> Iterator[_Parcel]:
-    """Micro-batches in parcels; a fault comes after the batches before it."""
+    """Micro-batches in parcels: the first alone, so that it comes soon, then twice as many each time, up to the limits.
+
+    A fault comes after the batches before it.
+    """
     held: list[HostBatch] = []
+    limit = 1
     try:
         for batch in batches:
             held.append(batch)
-            if len(held) == _PARCEL_BATCHES or sum(len(one.array) for one in held) >= _PARCEL_TOKENS:
+            if len(held) == limit or sum(len(one.array) for one in held) >= _PARCEL_TOKENS:
                 yield _parcel(held)
-                held = []
+                held, limit = [], min(2 * limit, _PARCEL_BATCHES)
     except Exception as fault:
         if held:
             yield _parcel(held)

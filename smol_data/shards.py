@@ -70,7 +70,7 @@ class TokenDataset:
         tokens = self.files.tokens(first, self.sequence_length + 1)
         self._check_ids(tokens, first)
         if self.manifest.eos_ends_documents:
-            ends = np.flatnonzero(tokens[:-1] == self.manifest.eos_id) + 1
+            ends = (tokens[:-1] == self.manifest.eos_id).nonzero()[0] + 1
         else:
             ends = self.files.ends_between(first, first + self.sequence_length) - first
         return Window(tokens, ends.astype(np.int32))
