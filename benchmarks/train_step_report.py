@@ -52,7 +52,7 @@ def render(report: Report) -> str:
 def _head(report: Report) -> list[str]:
     config = report.config
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    where = report.ours[0].device or f"{_cpu_model()}, {report.threads} threads"
+    where = report.ours[0].device or f"{cpu_model()}, {report.threads} threads"
     return [
         "# Training step: tokens per second",
         "",
@@ -149,7 +149,7 @@ def _version(package: str) -> str:
         return "absent"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
     except OSError:
