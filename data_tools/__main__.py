@@ -26,20 +26,20 @@ from data_tools import (
 )
 from smol_config import UserError
 
-COMMANDS = (
+COMMANDS = (  # in the order in which a dataset is made and looked at
     corpus,
     train_tokenizer,
     fertility,
+    decontaminate,
     tokenize_text,
     prepare,
     verify,
-    mixture,
-    adopt,
     megatron_index,
+    adopt,
     shuffle,
-    inspect_samples,
     stats,
-    decontaminate,
+    mixture,
+    inspect_samples,
 )
 
 

@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "manifest",
         "Adopt a folder of tokens that datatrove's or Megatron's own tools wrote: check it whole, then write manifest.json.",
-        "python -m data_tools manifest runs/fineweb-edu --tokenizer meta-llama/Llama-3.2-1B",
+        "python -m data_tools manifest runs/megatron/code --tokenizer runs/tokenizer",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of *.ds with *.ds.index, or of *.bin with *.idx")
     parser.add_argument(

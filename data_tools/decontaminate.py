@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "decontaminate",
         "Find documents that share n words in a row with evaluation sets; write every hit, and a copy of the other documents.",
-        "python -m data_tools decontaminate runs/corpus/docs runs/clean/docs --against evals/gsm8k.jsonl evals/mmlu.jsonl",
+        "python -m data_tools decontaminate runs/corpus/docs runs/clean/docs --against runs/corpus/held_out/docs/*.jsonl",
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=f"files or folders of {ALL_ENDINGS}, of one kind")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new folder: kept/, hits.jsonl, report.json")

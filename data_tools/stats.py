@@ -78,7 +78,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "stats",
         "Document lengths and tokens of token datasets, how much lies in long documents, and a run's epochs over them.",
-        "python -m data_tools stats runs/quickstart/tokens/code runs/quickstart/tokens/docs --output runs/stats",
+        "python -m data_tools stats runs/tokens/code runs/shuffled/code-epoch0 --output runs/stats",
     )
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="token dataset folders")
     parser.add_argument(

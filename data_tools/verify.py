@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "verify",
         "Check token datasets against their manifests: sizes, hashes, document ends, ids; names the first bad byte range.",
-        "python -m data_tools verify runs/tokens/code runs/tokens/docs --workers 8",
+        "python -m data_tools verify runs/tokens/code --workers 8",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="token dataset folders")
     parser.add_argument("--quick", action="store_true", help="sizes and indexes only: reads no tokens, hashes nothing")
