@@ -11,14 +11,13 @@ The content is checked without regard to order: a 128-bit hash of every chunk's 
 where they are read and again where they are written. Memory: the tokens of one run or of one piece, and little more.
 """
 
-import hashlib
 import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -26,9 +25,10 @@ from numpy.typing import NDArray
 
 from data_tools.output import Part, Working
 from data_tools.parallel import Advance
+from data_tools.shard_files import HashedFile, metadata_note
 from smol_config import UserError
 from smol_data.files import OpenFiles, TokenFiles
-from smol_data.manifest import FileEntry, Manifest
+from smol_data.manifest import Manifest
 from smol_data.permutation import permute_many, round_keys
 
 _STEP = 8 << 20  # bytes moved at a time
@@ -124,7 +124,7 @@ def make_run(task: PartTask, advance: Advance) -> Part:
     first_end, ends_by_row = _reordered(np.concatenate(counts), np.concatenate(ends), order)
     name = plan.runs[task.number]
     with plan.working.attempt(name) as folder:
-        with _HashedFile(folder / name) as file:
+        with HashedFile(folder / name) as file:
             for array in (goes_to[order], first_end, ends_by_row):
                 file.write(array)
             for begin in range(0, count, plan.step):
@@ -178,8 +178,8 @@ def make_shard(task: PartTask, advance: Advance) -> Part:
     runs, content, documents = [_Run(plan, run) for run in plan.runs], 0, 0
     with plan.working.attempt(name) as folder, ExitStack() as stack:
         shard = f"{task.number:05d}_shuffled.ds"
-        token_file = stack.enter_context(_HashedFile(folder / shard))
-        index_file = stack.enter_context(_HashedFile(folder / f"{shard}.index"))
+        token_file = stack.enter_context(HashedFile(folder / shard))
+        index_file = stack.enter_context(HashedFile(folder / f"{shard}.index"))
         for begin in range(0, count, plan.run_chunks):
             chunks = _gather(plan, runs, first + begin, min(plan.run_chunks, count - begin))
             content += chunks.content()
@@ -190,9 +190,9 @@ def make_shard(task: PartTask, advance: Advance) -> Part:
             documents += len(ends)
             index_file.write(ends)
             del chunks  # else it would live on while the next piece is gathered
-        maker = f"sha256:{plan.manifest.tokenizer.sha256}|{plan.manifest.token_dtype.itemsize}"
-        note = stack.enter_context(_HashedFile(folder / f"{shard}.metadata"))  # datatrove's own
-        note.write(f"{maker}\n{count * plan.width}\n{count * plan.width / 1e9:.2f} GT".encode())
+        note = stack.enter_context(HashedFile(folder / f"{shard}.metadata"))
+        size = plan.manifest.token_dtype.itemsize
+        note.write(metadata_note(plan.manifest.tokenizer.sha256, size, count * plan.width))
         stack.close()
         entries = [token_file.entry(tokens=count * plan.width, documents=documents), index_file.entry(), note.entry()]
         return plan.working.finish(name, folder, Part(files=entries, details={"content": f"{content % _SUM:032x}"}))
@@ -269,27 +269,3 @@ class _Run:
 
     def _place(self, index: int) -> int:
         return int.from_bytes(os.pread(self._descriptor, 8, 8 * index), "little")
-
-
-class _HashedFile:
-    """A new file that is hashed while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.bytes, self._digest = path, 0, hashlib.sha256()
-        self._file: BinaryIO = path.open("wb")
-
-    def __enter__(self) -> "_HashedFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, data: Any) -> None:
-        """Write bytes or a contiguous array."""
-        view = memoryview(data).cast("B") if len(data) else b""
-        self._file.write(view)
-        self._digest.update(view)
-        self.bytes += len(view)
-
-    def entry(self, **counts: int) -> FileEntry:
-        return FileEntry(name=self.path.name, bytes=self.bytes, sha256=self._digest.hexdigest(), **counts)

@@ -13,19 +13,18 @@ own document), needs offsets that nobody reads, and leaves the hash to another p
 each document of the shard.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import humanize
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from data_tools.repetition import RepetitionRule, repetitive_documents
+from data_tools.shard_files import HashedFile, metadata_note
 from data_tools.tokenizer_file import TokenizerFile
 from smol_data.files import INDEX_DTYPE
 from smol_data.manifest import FileEntry
@@ -113,42 +112,13 @@ class ShardWriter:
         with HashedFile(self.folder / f"{self.name}.ds.index") as index:
             index.write(np.cumsum(lengths[order]).astype(INDEX_DTYPE))
         with HashedFile(self.folder / f"{self.name}.ds.metadata") as metadata:
-            metadata.write(f"sha256:{self.source.sha256}|{size}\n{tokens}\n{humanize.metric(tokens, unit='T')}".encode())
-        entry = shard.entry().model_copy(update={"tokens": tokens, "documents": len(lengths)})
-        files = [entry, index.entry(), metadata.entry()]
+            metadata.write(metadata_note(self.source.sha256, size, tokens))
+        files = [shard.entry(tokens=tokens, documents=len(lengths)), index.entry(), metadata.entry()]
         if self.rule.action == "flag":
             with HashedFile(self.folder / f"{self.name}.ds.flags") as flagged:
                 flagged.write(flags[order])
             files.append(flagged.entry())
         return files
-
-
-@dataclass
-class HashedFile:
-    """A file that is hashed while it is written. Leaving the block flushes it to the disk, which may refuse as late as that."""
-
-    path: Path
-    _hash: Any = field(default_factory=hashlib.sha256, init=False)
-    _bytes: int = field(default=0, init=False)
-
-    def __enter__(self) -> Self:
-        self._file = self.path.open("wb")
-        return self
-
-    def write(self, data: Any) -> None:
-        """Append bytes, or an array's."""
-        self._file.write(data)
-        self._hash.update(data)
-        self._bytes += memoryview(data).nbytes
-
-    def __exit__(self, *_: object) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def entry(self) -> FileEntry:
-        """Name, size and hash."""
-        return FileEntry(name=self.path.name, bytes=self._bytes, sha256=self._hash.hexdigest())
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

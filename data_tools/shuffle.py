@@ -88,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"{chunks:,} chunks of {width} tokens in {len(result.shards)} shards, seed {options.seed}, epoch {options.epoch}")
     if left := manifest.tokens - result.tokens:
         print(f"left out: the last {left:,} tokens, fewer than a chunk")
+    if any(entry.name.endswith(".flags") for entry in manifest.files):
+        print("left out: the documents' flags, since chunks hold parts of documents")
     print(f"written: {options.out_dir}")
 
 

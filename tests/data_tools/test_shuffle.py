@@ -18,7 +18,7 @@ from token_folders import copied, list_anew, overwrite, random_documents, stream
 from data_tools import chunk_runs, shuffle
 from data_tools.output import Working
 from data_tools.verify import verify_folder
-from smol_data.manifest import read_manifest
+from smol_data.manifest import FileEntry, read_manifest
 from smol_data.permutation import permute, round_keys
 from smol_data.shards import TokenDataset
 
@@ -90,7 +90,9 @@ def test_every_cut_into_documents_shards_runs_and_pieces_gives_that_order(
     for name in ("in", "out"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)
     source = write_dataset(tmp_path / "in", documents, eos_id=None)
-    out = shuffled(source, tmp_path / "out", run, sequence_length=width - 1, shard_size=shard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)  # hundreds of small files, of which none must outlive a power cut
+        out = shuffled(source, tmp_path / "out", run, sequence_length=width - 1, shard_size=shard)
     assert_is_the_shuffle(out, source, width)
     assert verify_folder(out).faults == []
 
@@ -128,7 +130,21 @@ def test_neither_memory_nor_workers_change_a_byte(tool: Tool, source: Path, tmp_
     manifest = read_manifest(source)
     assert f"{manifest.tokens // (S + 1):,} chunks of {S + 1} tokens in 5 shards, seed 1, epoch 0" in outcome.out
     assert f"left out: the last {manifest.tokens % (S + 1)} tokens, fewer than a chunk" in outcome.out
+    assert "flags" not in outcome.out
     assert contents(tmp_path / "tool") == one
+
+
+def test_flags_of_documents_are_left_out_and_it_is_said(tool: Tool, source: Path, tmp_path: Path) -> None:
+    flagged = copied(source, tmp_path / "flagged")
+    (flagged / "00000.ds.flags").write_bytes(bytes(660))
+    manifest = read_manifest(flagged)
+    entry = FileEntry(name="00000.ds.flags", bytes=660, sha256="")
+    manifest.model_copy(update={"files": sorted([*manifest.files, entry], key=lambda entry: entry.name)}).write(flagged)
+    list_anew(flagged)
+    outcome = tool("shuffle", flagged, tmp_path / "out", "--seed", 1, "--sequence-length", S, "--workers", 1)
+    assert outcome.code == 0
+    assert "left out: the documents' flags, since chunks hold parts of documents" in outcome.out
+    assert (verify_folder(tmp_path / "out").faults, verify_folder(tmp_path / "out").warnings) == ([], [])
 
 
 def test_seed_and_epoch_each_give_another_order_of_the_same_chunks(source: Path, tmp_path: Path) -> None:
