@@ -98,7 +98,7 @@ def _blocks(data: bytes, most_words: int) -> Iterator[_Words]:
     while True:
         separator = _SEPARATOR.search(data, min(begin + size, len(data)) - 1)
         stop = separator.end() if separator else len(data)
-        hashes, starts = _hash_words(np.frombuffer(data, np.uint8)[begin:stop])
+        hashes, starts = _hash_words(data[begin:stop])
         if stop == len(data):
             yield _Words(hashes, starts + begin, len(hashes))
             return
@@ -110,14 +110,14 @@ def _blocks(data: bytes, most_words: int) -> Iterator[_Words]:
             size *= 2
 
 
-def _hash_words(data: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _hash_words(data: bytes) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Hash and first byte of every word; `data` begins and ends with a separator."""
-    is_word = _word_bytes()[data]
+    is_word = np.frombuffer(data.translate(_word_bytes()), np.bool_)
     edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
     size = _power_of_two(len(data))
     sums = np.zeros(len(data) + 1, dtype=_U64)
-    np.cumsum(data * _powers(_BYTE_BASE, size)[: len(data)], out=sums[1:])
+    np.cumsum(np.frombuffer(data, np.uint8) * _powers(_BYTE_BASE, size)[: len(data)], out=sums[1:])
     hashes = (sums[ends] - sums[starts]) * _powers(pow(_BYTE_BASE, -1, 1 << 64), size)[starts]
     return _mixed(hashes + (ends - starts).astype(_U64)), starts
 
@@ -152,8 +152,9 @@ def _power_of_two(count: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _word_bytes() -> NDArray[np.bool_]:
-    return np.array([_WORD.match(bytes([byte])) is not None for byte in range(256)])
+def _word_bytes() -> bytes:
+    """For each byte 1 where it belongs to a word, else 0."""
+    return bytes(_WORD.match(bytes([byte])) is not None for byte in range(256))
 
 
 def _joined(texts: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
