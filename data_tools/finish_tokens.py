@@ -124,7 +124,7 @@ def watch(work: ShardWork) -> Iterator[None]:
 
     def follow() -> None:
         with Progress("tokenising", "tokens") as progress:
-            while not finished.wait(1.0):
+            while not finished.wait(1.0 if work.shards < 1000 else 15.0):  # thousands of files take long to look at
                 progress.advance(max(0, _shard_bytes(work.working) // token_size - progress.done))
 
     thread = threading.Thread(target=follow, daemon=True)
