@@ -13,33 +13,19 @@ from document_files import Tool, contents, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from token_folders import copied, list_anew, overwrite, random_documents, stream_of, write_dataset
+from shuffled_tokens import S, shuffled, write_source
+from token_folders import copied, list_anew, overwrite, stream_of, write_dataset
 
-from data_tools import chunk_runs, shuffle
-from data_tools.output import Working
+from data_tools import chunk_runs
 from data_tools.verify import verify_folder
 from smol_data.manifest import FileEntry, read_manifest
 from smol_data.permutation import permute, round_keys
 from smol_data.shards import TokenDataset
 
-S = 32
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 80,000 tokens in three shards: 2,400 chunks of 33."""
-    shards = [random_documents(seed, 660) for seed in range(3)]
-    return write_dataset(tmp_path_factory.mktemp("source") / "tokens", shards, eos_ends_documents=True)
-
-
-def shuffled(source: Path, out: Path, run_chunks: int = 500, **changes: Any) -> Path:
-    """Shuffle with so many chunks in a worker's memory."""
-    options = {"in_dir": source, "out_dir": out, "seed": 1, "epoch": 0, "sequence_length": S, "memory": 10**9}
-    options |= {"shard_size": 40_000, "workers": 1, "fresh": False} | changes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle, "_chunks_that_fit", lambda *_: run_chunks)
-        shuffle.run(Namespace(**options))
-    return out
+    return write_source(tmp_path_factory.mktemp("source") / "tokens")
 
 
 def in_memory(source: Path, width: int, seed: int, epoch: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -186,72 +172,6 @@ def test_a_set_of_chunks_is_shuffled_again_with_its_own_chunks(tool: Tool, sourc
     assert outcome.code == 2
     assert "--sequence-length 64: " in outcome.err
     assert f"is made of chunks of {S + 1} tokens; leave the flag out" in outcome.err
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from data_tools import shuffle
-from data_tools.output import Working
-from smol_data.manifest import Manifest
-
-shuffle._chunks_that_fit = lambda *_: 500
-left, finish = int(sys.argv[1]), Working.finish
-
-def dying(*arguments):
-    global left
-    left -= 1
-    if left == 0:  # in the middle of a part: its files are written, its record is not
-        os.kill(os.getpid(), signal.SIGKILL)
-    return finish(*arguments)
-
-Working.finish = dying
-Manifest.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-source, out = Path(sys.argv[2]), Path(sys.argv[3])
-options = dict(in_dir=source, out_dir=out, seed=1, epoch=0, sequence_length=32, memory=10**9, shard_size=40_000)
-shuffle.run(shuffle.argparse.Namespace(**options, workers=1, fresh=False))
-"""
-
-
-@pytest.mark.parametrize("part", [3, 8, 1000])  # in the first pass, in the second, before the manifest
-def test_a_killed_command_goes_on_and_gives_the_same_bytes(source: Path, tmp_path: Path, part: int) -> None:
-    assert python("-c", KILLED, part, source, tmp_path / "out").code == -9
-    assert not (tmp_path / "out").exists()
-    working = Working(tmp_path / "out")
-    kept = {path: path.stat().st_mtime_ns for path in working.files.iterdir()}
-    assert len(kept) > 1
-    made: list[str] = []
-    finish = Working.finish
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Working, "finish", lambda self, name, *rest: made.append(name) or finish(self, name, *rest))
-        shuffled(source, tmp_path / "out")
-    assert len(made) == max(0, 5 + 5 - (part - 1))
-    assert contents(tmp_path / "out") == contents(shuffled(source, tmp_path / "whole"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def test_a_part_that_was_damaged_meanwhile_is_made_again(
-    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert python("-c", KILLED, 8, source, tmp_path / "out").code == -9
-    files = Working(tmp_path / "out").files
-    overwrite(files / "run-00001", 20_000, b"damage")
-    overwrite(files / "00000_shuffled.ds", 20_000, b"damage")
-    shuffled(source, tmp_path / "out")
-    assert "part run-00001 is made again" in (said := capfd.readouterr().err)
-    assert "part shard-00000 is made again" in said
-    assert contents(tmp_path / "out") == contents(shuffled(source, tmp_path / "whole"))
-
-
-def test_other_settings_are_refused_until_told_to_start_over(tool: Tool, source: Path, tmp_path: Path) -> None:
-    assert python("-c", KILLED, 8, source, tmp_path / "out").code == -9
-    arguments = ["--seed", 2, "--sequence-length", S, "--shard-size", "40KB", "--memory", "1GB", "--workers", 1]
-    outcome = tool("shuffle", source, tmp_path / "out", *arguments)
-    assert outcome.code == 2
-    assert "seed was 1 and is 2 now" in outcome.err
-    assert "--fresh to start over" in outcome.err
-    assert tool("shuffle", source, tmp_path / "out", *arguments, "--fresh").code == 0
-    assert contents(tmp_path / "out") == contents(shuffled(source, tmp_path / "whole", seed=2))
 
 
 MEASURED = """

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smol_data.manifest import FileEntry, Manifest, TokenizerIdentity, read_manifest, sha256_of_file
+from smol_data.shards import TokenDataset
 
 
 def write_dataset(folder: Path, shards: list[list[NDArray[Any]]], dtype: str = "uint16", **settings: Any) -> Path:
@@ -64,6 +65,23 @@ def stream_of(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     starts = np.cumsum([0, *map(len, tokens)])
     ends = [np.fromfile(folder / f"{shard.name}.index", dtype="<u8").astype(np.int64) for shard in manifest.shards]
     return np.concatenate(tokens), np.concatenate([part + start for part, start in zip(ends, starts, strict=False)])
+
+
+def windows_of(folder: Path, sequence_length: int) -> list[list[int]]:
+    """All windows of a folder, as the trainer reads them."""
+    dataset = TokenDataset(folder, sequence_length)
+    windows = [dataset.window(index).tokens.tolist() for index in range(dataset.num_windows)]
+    dataset.close()
+    return windows
+
+
+def assert_reads_as(folder: Path, stream: NDArray[Any], sequence_length: int = 64) -> None:
+    """The windows that the trainer reads are the stream's tokens."""
+    windows = windows_of(folder, sequence_length)
+    assert len(windows) == (len(stream) - 1) // sequence_length
+    for number, window in enumerate(windows):
+        begins = number * sequence_length
+        assert window == stream[begins : begins + sequence_length + 1].tolist()
 
 
 def _entry(path: Path, **counts: int) -> FileEntry:
