@@ -69,10 +69,17 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{folder} has a {MANIFEST_NAME} already; check it with `python -m data_tools verify {folder}`")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one that holds *.ds or *.bin files")
+    if not os.access(folder, os.W_OK):  # before hours of hashing
+        raise UserError(f"{folder} cannot be written to; ask for the right, or copy it where {MANIFEST_NAME} can be written")
     tokenizer = open_tokenizer(options.tokenizer)
     eos_id = None if options.no_eos else tokenizer.eos_id if options.eos_id is None else options.eos_id
     manifest = adopt(folder, tokenizer, eos_id, options.window_tokens, options.workers or os.cpu_count() or 1)
-    manifest.write(folder)
+    try:
+        manifest.write(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder / MANIFEST_NAME} cannot be written ({error.strerror}); check rights and free space"
+        ) from error
     ends = "no EOS" if eos_id is None else f"EOS {eos_id}"
     counts = f"{manifest.documents:,} documents, {manifest.tokens:,} tokens"
     print(f"{counts} ({manifest.dtype}, {ends}), {len(manifest.shards)} shards")

@@ -63,7 +63,7 @@ def check_shard(task: ShardTask, advance: Advance) -> ShardReport:
             _check_tokens_and_index(task, report, advance)
         if not task.quick:
             _check_hashes(task, report, advance)
-    except DataError as error:
+    except (DataError, OSError) as error:
         report.faults.append(str(error))
     return report
 

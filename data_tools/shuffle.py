@@ -142,7 +142,7 @@ def _check_space(plan: "Plan") -> None:
             )
     read = plan.run_chunks * plan.chunk_bytes * plan.run_chunks // plan.chunks
     if len(plan.runs) > 1 and read < _SMALL_READ:
-        print(f"note: --memory is small for {size:,} bytes: runs are read in pieces of {read:,} bytes", file=sys.stderr)
+        print(f"note: --memory is small for {size:,} bytes: reads are of {read:,} bytes; give more", file=sys.stderr)
 
 
 def _make_parts(plan: "Plan", workers: int) -> list[str]:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from data_tools.datatrove_steps import quiet
 from data_tools.verify import verify_folder
-from smol_data.manifest import read_manifest
+from smol_data.manifest import Manifest, read_manifest
 
 EOS = "<|end_of_text|>"
 
@@ -111,6 +111,22 @@ def test_documents_without_eos_need_to_be_told_so(tool: Tool, tokenizer: Path, t
     assert tool("manifest", folder, "--tokenizer", tokenizer, "--workers", "1", "--no-eos").code == 0
     manifest = read_manifest(folder)
     assert (manifest.eos_id, manifest.eos_ends_documents) == (None, False)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    tool: Tool, tokenizer: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stock_tokens(tmp_path / "stock", tokenizer, texts[:5])
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Manifest, "write", full_disk)
+    outcome = tool("manifest", folder, "--tokenizer", tokenizer, "--workers", "1")
+    assert (outcome.code, "manifest.json cannot be written (No space left on device)" in outcome.err) == (2, True)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    outcome = tool("manifest", folder, "--tokenizer", tokenizer, "--workers", "1")
+    assert (outcome.code, "stock cannot be written to; ask for the right" in outcome.err) == (2, True)
 
 
 def test_another_end_token_can_be_named(tool: Tool, tokenizer: Path, texts: list[str], tmp_path: Path) -> None:

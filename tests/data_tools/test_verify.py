@@ -1,5 +1,6 @@
 """`verify`: whole folders pass; every kind of damage is found and named with its bytes; nothing is stopped by the first."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,30 @@ def test_all_folders_are_looked_at_before_the_command_fails(tool: Tool, tokens: 
     assert "manifest.json cannot be read" in lines[0]
     assert lines[1].startswith(f"fault: {folder}: {shard.name}.metadata bytes 0-")
     assert lines[2] == f"error: 2 of 3 folders have faults: {tmp_path / 'nowhere'}, {folder}; copy or make them again"
+
+
+def test_what_the_disk_refuses_is_a_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = shards_of(folder)[0]
+    pread, opened = os.pread, Path.open
+
+    def broken_read(descriptor: int, size: int, offset: int) -> bytes:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == shard and offset >= 4000:
+            raise OSError(5, "Input/output error")
+        return pread(descriptor, min(size, 4000), offset)
+
+    def broken_open(path: Path, *how: str, **more: str) -> object:
+        if path.suffix == ".metadata":
+            raise OSError(5, "Input/output error", str(path))
+        return opened(path, *how, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("os.pread", broken_read)
+    monkeypatch.setattr("smol_data.files._RETRY_SECONDS", ())
+    monkeypatch.setattr(Path, "open", broken_open)
+    faults = sorted(verify_folder(folder).faults)
+    assert len(faults) == 3
+    assert f"{shard} cannot be read at byte 0 (Input/output error)" in faults[0]
+    assert "Input/output error" in faults[1]
+    assert ".ds.metadata" in faults[1]
 
 
 def test_a_manifest_that_contradicts_itself_is_a_fault(folder: Path) -> None:
