@@ -10,19 +10,15 @@ written when the sides' token counts differ: then they do not do the same work.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
-import resource
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +33,6 @@ SIDES = {
     "datatrove": "datatrove: JsonlReader, DocumentTokenizer",
     "megatron": "Megatron-LM: preprocess_data.py's flow",
 }
-_PR_SET_CHILD_SUBREAPER = 36
 _REPOSITORY = Path(__file__).parents[1]
 
 
@@ -71,7 +66,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text", type=Path, metavar="DIR", help="folder of *.jsonl (default: the corpus command's, repeated)")
     parser.add_argument("--megabytes", type=_positive, default=200, help="of that repeated text (default %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: 32,000 ids, trained on the corpus")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count(), help="cores and processes (default: all)")
+    parser.add_argument(
+        "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="cores and processes (default: all)"
+    )
     parser.add_argument("--repeats", type=_positive, default=5, help="measurements of each side (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/tokenize.md"))
     return parser.parse_args(arguments)
@@ -79,11 +76,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, check, print and write the table."""
-    cores = sorted(os.sched_getaffinity(0))
-    if options.workers > len(cores):
-        raise UserError(f"--workers {options.workers}: this machine lends {len(cores)} cores; give {len(cores)} or less")
-    os.sched_setaffinity(0, cores[: options.workers])
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # so that a command's own children are waited for here
+    cores = len(os.sched_getaffinity(0))
+    if options.workers > cores:
+        raise UserError(f"--workers {options.workers}: this machine lends {cores} cores; give {cores} or less")
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tokenize_") as name:
         folder = Path(name)
@@ -147,33 +142,24 @@ def _measure(side: str, text: Path, output: Path, tokenizer: Path, workers: int)
         command = ("data_tools", "tokenize", text, output, "--tokenizer", tokenizer, "--tasks", tasks, "--workers", workers)
     else:
         command = ("benchmarks.tokenize_peers", side, text, output, tokenizer, workers)
-    started, used = time.perf_counter(), _cpu_seconds()
-    _command(*command)
-    seconds = time.perf_counter() - started
-    with suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)  # forkservers end after the command that started them
+    timed = json.loads(_command("benchmarks.timed_command", workers, *command))
     size = sum(path.stat().st_size for path in output.iterdir() if path.suffix in (".ds", ".bin"))
     vocabulary = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf8"))["model"]["vocab"]
     shutil.rmtree(output)
     shutil.rmtree(output.parent / "logs", ignore_errors=True)
     token_size = 2 if len(vocabulary) < 65500 else 4
-    return Measurement(size // token_size, seconds, _cpu_seconds() - used)
+    return Measurement(size // token_size, timed["seconds"], timed["cpu_seconds"])
 
 
-def _cpu_seconds() -> float:
-    """Of all processes that this one has started and waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _command(*module_and_arguments: object) -> None:
+def _command(*module_and_arguments: object) -> str:
+    """Run a module as a command; returns its standard output."""
     paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", *map(str, module_and_arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{shlex.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def _render(
@@ -185,7 +171,8 @@ def _render(
 ) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     tokens = results["ours"][0].tokens
-    ours = median(one.seconds for one in results["ours"])
+    ours_rate = median(one.tokens / one.seconds for one in results["ours"])
+    ours_cpu = median(one.tokens / one.cpu_seconds for one in results["ours"])
     lines = [
         "# Tokenising: tokens per second",
         "",
@@ -198,15 +185,15 @@ def _render(
         f"- Measured: {len(results['ours'])} repeats, the sides in turns, each as a command in a fresh process, start-up and "
         "writing included. Medians, with the lowest and the highest.",
         "",
-        "| | tokens/s | tokens/s per core | ours is faster by | tokens per CPU second |",
-        "|---|---|---|---|---|",
+        "| | tokens/s | tokens/s per core | ours is faster by | tokens per CPU second | ours needs less by |",
+        "|---|---|---|---|---|---|",
     ]
     for side, measured in results.items():
         rates = sorted(one.tokens / one.seconds for one in measured)
-        ratio = median(one.seconds for one in measured) / ours
         rate = f"{median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f}) | {median(rates) / options.workers:,.0f}"
-        by = "" if side == "ours" else f"{ratio:.2f} times"
-        lines.append(f"| {SIDES[side]} | {rate} | {by} | {median(one.tokens / one.cpu_seconds for one in measured):,.0f} |")
+        cpu_rate = median(one.tokens / one.cpu_seconds for one in measured)
+        faster, less = f"{ours_rate / median(rates):.2f} times", f"{ours_cpu / cpu_rate:.2f} times"
+        lines.append(f"| {SIDES[side]} | {rate} | {faster} | {cpu_rate:,.0f} | {less} |")
     return "\n".join([*lines, "", *_NOTES, ""])
 
 
