@@ -47,7 +47,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["data_tools.__main__", "data_tools.shard_work", __name__])  # imported once for all
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
         pending = list(reversed(range(self.tasks)))
         running: dict[Connection, tuple[int, BaseProcess]] = {}
         try:

@@ -133,7 +133,7 @@ def _run(work: "ShardWork", settings: TokenizeSettings) -> Manifest:
     from data_tools.finish_tokens import finish, watch
     from data_tools.shard_work import ShardStep
 
-    workers = min(work.shards, settings.workers or os.cpu_count() or 1)
+    workers = min(work.shards, settings.workers or len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as notes, watch(work):
         if settings.executor == "ray":
             run_ray(ShardStep(work), work.shards, settings.workers, work.working.logs)
