@@ -1,8 +1,8 @@
-"""Windows to a packed batch: tokens, labels, loss mask, positions and document boundaries.
+"""Windows to packed batches: tokens, labels, loss mask, positions and document boundaries.
 
-    [Window, ...]  --pack-->  HostBatch (numpy: what was read)  --DALI, expand-->  PackedBatch (torch: what is trained)
+    [Window, ...]  --pack-->  HostBatch (numpy)  --join-->  Parcel: one array  --DALI, expand-->  [PackedBatch, ...] (torch)
 
-A batch travels as one array of what was read, 4 bytes a token, and is expanded to 28 on the device. The result is one row of
+Batches travel together, as what was read, at 4 bytes a token, and are expanded to 28 on the device. Each is one row of
 T = b*S tokens, as attention over variable lengths takes it (Megatron-Core's PackedSeqParams, thd): document d of the row is
 the tokens [cu_seqlens[d], cu_seqlens[d + 1]). A window's edge ends a document too.
 """
@@ -19,37 +19,44 @@ from smol_data.shards import Window
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the host knows of a batch, and where its parts stand in the array that travels."""
-
-    windows: int
-    """b"""
-    length: int
-    """S"""
-    boundaries: int
-    """Entries of cu_seqlens, documents + 1"""
-    masked: int
-    """Targets left out of the loss"""
-    max_seqlen: int
-    """Tokens of the longest document"""
-
-    @property
-    def size(self) -> int:
-        """Entries of the array."""
-        return self.windows * (self.length + 1) + self.boundaries + self.masked
-
-
-@dataclass(frozen=True)
 class HostBatch:
     """b windows of S tokens as they were read."""
 
-    array: NDArray[np.int32]
-    """b*(S + 1) ids, window after window; cu_seqlens; the places in the row whose targets are left out of the loss"""
-    layout: Layout
+    windows: Sequence[Window]
+    cu_seqlens: NDArray[np.int32]
+    """[documents + 1]: document boundaries in the row, from 0 to T, strictly ascending"""
+    masked: NDArray[np.int32]
+    """Places in the row whose targets are left out of the loss"""
 
     def expand(self) -> "PackedBatch":
         """The packed batch on the CPU, without DALI."""
-        return expand(torch.from_numpy(self.array), self.layout)
+        parcel = join([self])
+        [batch] = expand(torch.from_numpy(parcel.array), parcel.layout)
+        return batch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the host knows of a parcel's array: where its parts stand, and the longest documents."""
+
+    windows: int
+    """b, of every batch"""
+    length: int
+    """S"""
+    boundaries: list[int]
+    """Of each batch: entries of cu_seqlens, documents + 1"""
+    max_seqlens: list[int]
+    """Of each batch: tokens of the longest document"""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Batches that travel together."""
+
+    array: NDArray[np.int32]
+    """Four parts. The ids, b*(S + 1) of each batch; each batch's cu_seqlens; then, counted through the rows of all batches: the
+    first token of every document; the places whose targets are left out of the loss."""
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -80,33 +87,57 @@ def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int =
     length = len(windows[0].tokens) - 1
     edges = np.arange(len(windows) + 1, dtype=np.int32) * np.int32(length)
     ends = np.concatenate([window.document_ends + edge for window, edge in zip(windows, edges, strict=False)])
-    boundaries = np.union1d(edges, ends) if document_mask else edges
     masked = ends - 1
     if stand_ins:
         masked = np.append(masked, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32))
-    return HostBatch(
-        np.concatenate([*(window.tokens for window in windows), boundaries, masked], dtype=np.int32, casting="unsafe"),
-        Layout(len(windows), length, len(boundaries), len(masked), int(np.diff(boundaries).max())),
+    return HostBatch(windows, np.union1d(edges, ends) if document_mask else edges, masked)
+
+
+def join(batches: Sequence[HostBatch]) -> Parcel:
+    """One array of batches of one shape."""
+    windows, length = len(batches[0].windows), len(batches[0].windows[0].tokens) - 1
+    rows = np.arange(len(batches), dtype=np.int32) * np.int32(windows * length)
+    parts = [
+        *(window.tokens for batch in batches for window in batch.windows),
+        *(batch.cu_seqlens for batch in batches),
+        *(batch.cu_seqlens[:-1] + row for batch, row in zip(batches, rows, strict=True)),
+        *(batch.masked + row for batch, row in zip(batches, rows, strict=True)),
+    ]
+    boundaries = [len(batch.cu_seqlens) for batch in batches]
+    max_seqlens = [int(np.diff(batch.cu_seqlens).max()) for batch in batches]
+    return Parcel(np.concatenate(parts, dtype=np.int32, casting="unsafe"), Layout(windows, length, boundaries, max_seqlens))
+
+
+def expand(array: Tensor, layout: Layout) -> list[PackedBatch]:
+    """The packed batches of a parcel's array, int32 [n], on whatever device it is: all at once, then a view for each."""
+    batches, total = len(layout.boundaries), layout.windows * layout.length
+    ids, cu_seqlens, begins, masked = array.split(_sizes(layout, len(array)))
+    rows = ids.view(batches, layout.windows, layout.length + 1)
+    tokens, labels = (
+        part.to(torch.int64, memory_format=torch.contiguous_format).view(batches, 1, total)
+        for part in (rows[..., :-1], rows[..., 1:])
     )
-
-
-def expand(array: Tensor, layout: Layout) -> PackedBatch:
-    """The packed batch of a HostBatch's array, int32 [n], on whatever device it is."""
-    total, ids = layout.windows * layout.length, layout.windows * (layout.length + 1)
-    rows = array[:ids].view(layout.windows, layout.length + 1)
-    cu_seqlens = array[ids : ids + layout.boundaries]
-    loss_mask = torch.ones(1, total, dtype=torch.float32, device=array.device)
-    loss_mask.view(-1)[array[ids + layout.boundaries :].long()] = 0.0
+    loss_mask = torch.ones(batches * total, dtype=torch.float32, device=array.device)
+    loss_mask[masked.long()] = 0.0
     # Ones summed up, set back at every document's first token: no kernel here waits for another thread or for the host.
-    begins = cu_seqlens[:-1].long()
-    position_ids = torch.ones(1, total, dtype=torch.int64, device=array.device)
-    position_ids[0, begins[1:]] = 1 - begins.diff()
-    position_ids[0, 0] = 0
-    return PackedBatch(
-        tokens=rows[:, :-1].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
-        labels=rows[:, 1:].to(torch.int64, memory_format=torch.contiguous_format).view(1, total),
-        loss_mask=loss_mask,
-        position_ids=position_ids.cumsum_(1),
-        cu_seqlens=cu_seqlens,
-        max_seqlen=layout.max_seqlen,
+    begins = begins.long()
+    position_ids = torch.ones(batches * total, dtype=torch.int64, device=array.device)
+    position_ids[begins[1:]] = 1 - begins.diff()
+    position_ids[0] = 0
+    parts = zip(
+        tokens,
+        labels,
+        loss_mask.view(batches, 1, total),
+        position_ids.cumsum_(0).view(batches, 1, total),
+        cu_seqlens.split(layout.boundaries),
+        layout.max_seqlens,
+        strict=True,
     )
+    return [PackedBatch(*part) for part in parts]
+
+
+def _sizes(layout: Layout, size: int) -> list[int]:
+    """Entries of the four parts of a parcel's array."""
+    batches, boundaries = len(layout.boundaries), sum(layout.boundaries)
+    ids = batches * layout.windows * (layout.length + 1)
+    return [ids, boundaries, boundaries - batches, size - ids - 2 * boundaries + batches]

@@ -13,7 +13,6 @@ forks that asynchronous checkpoints make. DALI calls its source in the thread th
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,17 +21,17 @@ from nvidia.dali import Pipeline, fn
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from smol_config import nearest
-from smol_data.batch import HostBatch, Layout, PackedBatch, expand, pack
+from smol_data.batch import HostBatch, Layout, PackedBatch, Parcel, expand, join, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
 from smol_data.order import Location, Order
 from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
 
-PREFETCH = 4  # parcels read ahead of DALI: a minute of training hides a disk that stalls, at 4 bytes a token
+PREFETCH = 2  # parcels read ahead of DALI: a minute of training hides a disk that stalls, at 4 bytes a token
 READ_AHEAD = 16  # micro-batches more whose windows the system is asked to read: a slow disk works on many at a time
 
-_PARCEL_TOKENS, _PARCEL_BATCHES = 262_144, 64  # micro-batches travel together up to these: a trip has its price
+_PARCEL_TOKENS, _PARCEL_BATCHES = 2**20, 128  # micro-batches travel together up to these: a trip costs about a millisecond
 _IN_DALI = 2  # parcels in DALI's own queue, on the device
 
 
@@ -176,14 +175,7 @@ def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_si
             )
 
 
-class _Parcel(NamedTuple):
-    """Micro-batches that travel together: their arrays one after the other, and what is to be known of each."""
-
-    array: NDArray[np.int32]
-    layouts: list[Layout]
-
-
-def _parcels(batches: Iterator[HostBatch]) -> Iterator[_Parcel]:
+def _parcels(batches: Iterator[HostBatch]) -> Iterator[Parcel]:
     """Micro-batches in parcels: the first alone, so that it comes soon, then twice as many each time, up to the limits.
 
     A fault comes after the batches before it.
@@ -193,19 +185,15 @@ def _parcels(batches: Iterator[HostBatch]) -> Iterator[_Parcel]:
     try:
         for batch in batches:
             held.append(batch)
-            if len(held) == limit or sum(len(one.array) for one in held) >= _PARCEL_TOKENS:
-                yield _parcel(held)
+            if len(held) == limit or sum(int(one.cu_seqlens[-1]) for one in held) >= _PARCEL_TOKENS:
+                yield join(held)
                 held, limit = [], min(2 * limit, _PARCEL_BATCHES)
     except Exception as fault:
         if held:
-            yield _parcel(held)
+            yield join(held)
         raise fault from None
     if held:
-        yield _parcel(held)
-
-
-def _parcel(batches: list[HostBatch]) -> _Parcel:
-    return _Parcel(np.concatenate([batch.array for batch in batches]), [batch.layout for batch in batches])
+        yield join(held)
 
 
 class _Feed(Iterator[PackedBatch]):
@@ -217,8 +205,8 @@ class _Feed(Iterator[PackedBatch]):
     def __init__(self, batches: Iterator[HostBatch], device: torch.device, prefetch: int) -> None:
         self._parcels = _parcels(batches)
         self._fault: BaseException | None = None
-        self._layouts: deque[list[Layout]] = deque()  # of the parcels in DALI, whose order it keeps
-        self._arrived: deque[tuple[torch.Tensor, Layout]] = deque()  # of the parcel being handed out
+        self._layouts: deque[Layout] = deque()  # of the parcels in DALI, whose order it keeps
+        self._arrived: deque[PackedBatch] = deque()  # of the parcel being handed out
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="smol_data")
         self._pending: deque[Future] = deque(self._thread.submit(next, self._parcels, None) for _ in range(prefetch))
         self._outputs: DALIGenericIterator | None = DALIGenericIterator(
@@ -228,7 +216,7 @@ class _Feed(Iterator[PackedBatch]):
     def __next__(self) -> PackedBatch:
         if not self._arrived:
             self._unpack()
-        return expand(*self._arrived.popleft())
+        return self._arrived.popleft()
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -246,9 +234,7 @@ class _Feed(Iterator[PackedBatch]):
             if self._fault is None:
                 raise
             raise self._fault from None
-        layouts = self._layouts.popleft()
-        arrays = out["array"][0].split([layout.size for layout in layouts])
-        self._arrived.extend(zip(arrays, layouts, strict=True))
+        self._arrived.extend(expand(out["array"][0], self._layouts.popleft()))
 
     def _pipeline(self, device: torch.device) -> Pipeline:
         on_gpu = device.type == "cuda"
@@ -270,5 +256,5 @@ class _Feed(Iterator[PackedBatch]):
         if parcel is None:
             raise StopIteration
         self._pending.append(self._thread.submit(next, self._parcels, None))
-        self._layouts.append(parcel.layouts)
+        self._layouts.append(parcel.layout)
         return parcel.array[None]
