@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import parser_for, positive
 from benchmarks.data_loader_job import Job, Result
 
 STEPS = (320, 3_200, 32_000, 3_200_000)
@@ -58,17 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data_loader",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--tokens", type=int, default=200_000_000, help="of the corpus (default %(default)s)")
-    parser.add_argument("--windows", type=int, default=8_192, help="read in each timed loop (default %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="windows in a micro-batch (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of every measurement (default %(default)s)")
+    parser = parser_for("data_loader", __doc__)
+    parser.add_argument("--tokens", type=positive, default=200_000_000, help="of the corpus (default %(default)s)")
+    parser.add_argument("--windows", type=positive, default=8_192, help="read in each timed loop (default %(default)s)")
+    parser.add_argument("--micro-batch", type=positive, default=8, help="windows in a micro-batch (default %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="of every measurement (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="where the corpus is written for the time (default: the system's)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/data_loader.md"))
     return parser.parse_args(arguments)

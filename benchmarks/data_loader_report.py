@@ -1,16 +1,11 @@
 """The table of benchmarks.data_loader, as Markdown, and the quality of the order."""
 
-import importlib.metadata
-import os
-import platform
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import cpu_model, spread, versions
 from benchmarks.data_loader_job import Job, Result
 
 PACKAGES = ("torch", "megatron-core", "nvidia-dali-cuda130", "numpy")
@@ -77,15 +72,14 @@ def render(report: Report) -> str:
 
 
 def _head(report: Report) -> list[str]:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     job = report.job
     return [
         "# Data loader: start, memory, speed, order",
         "",
         f"    {report.command.strip()}",
         "",
-        f"- Machine: {_cpu()}, {os.cpu_count()} cores; load average at the start {report.load_average:.1f}.",
-        f"- Versions: {versions}, Python {platform.python_version()}.",
+        f"- Machine: {cpu_model()}; load average at the start {report.load_average:.1f}.",
+        f"- Versions: {versions(PACKAGES)}.",
         f"- Data: {report.tokens:,} random ids (uint32) in documents of 800 tokens in the mean, one shard; "
         f"global batches of {job.global_batch} windows of {job.sequence_length:,} tokens, micro-batches of {job.micro_batch}.",
         "- Medians over the repeats, with the lowest and the highest; each in a fresh process, the loaders in turns.",
@@ -106,8 +100,8 @@ def _starts(report: Report) -> list[str]:
         cells: dict[str, list[str]] = {"s": [], "MB": []}
         for number in steps:
             results = report.starts.get((loader, number), [])
-            cells["s"].append(_spread(results, lambda one: one.first_batch, 3))
-            cells["MB"].append(_spread(results, lambda one: one.memory / 1e6, 0))
+            cells["s"].append(spread([one.first_batch for one in results], "{:.3f}") if results else "does not fit")
+            cells["MB"].append(spread([one.memory / 1e6 for one in results], "{:,.0f}") if results else "does not fit")
         lines += [f"| {NAMES[loader]}, {unit} | " + " | ".join(values) + " |" for unit, values in cells.items()]
     return lines
 
@@ -122,10 +116,7 @@ def _rates(report: Report) -> list[str]:
         "| --- | ---: | ---: |",
     ]
     for loader, results in report.rates.items():
-        cold, warm = (
-            _spread(results, lambda one, kind=kind: getattr(one, kind) / 1e6, 0)  # type: ignore[misc]
-            for kind in ("cold", "warm")
-        )
+        cold, warm = (spread([(getattr(one, kind) or 0.0) / 1e6 for one in results], "{:,.0f}") for kind in ("cold", "warm"))
         lines.append(f"| {NAMES[loader]} | {cold} | {warm} |")
     return lines
 
@@ -151,17 +142,3 @@ def _notes(report: Report) -> list[str]:
         "- The memory map's index is a permutation of one epoch and does not grow; it has no mixtures and no resume.",
         "- pread reads the bytes of the windows and makes no tensors: what storage gives to one that waits for each read.",
     ]
-
-
-def _spread(results: list[Result], value: Callable[[Result], float], digits: int) -> str:
-    if not results:
-        return "does not fit"
-    values = sorted(value(one) for one in results)
-    return f"{median(values):,.{digits}f} ({values[0]:,.{digits}f} to {values[-1]:,.{digits}f})"
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -12,7 +12,6 @@ written when the sides' token counts differ: then they do not do the same work.
 import argparse
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,11 +19,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-from benchmarks.train_step_report import cpu_model
+from benchmarks.common import cpu_model, parser_for, positive, spread, versions
 from smol_config import UserError
 
 PACKAGES = ("tokenizers", "datatrove", "transformers", "megatron-core", "torch", "numpy")
@@ -56,20 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tokenize_text",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for("tokenize_text", __doc__)
     parser.add_argument("--text", type=Path, metavar="DIR", help="folder of *.jsonl (default: the corpus command's, repeated)")
-    parser.add_argument("--megabytes", type=_positive, default=200, help="of that repeated text (default %(default)s)")
+    parser.add_argument("--megabytes", type=positive, default=200, help="of that repeated text (default %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: 32,000 ids, trained on the corpus")
     parser.add_argument(
-        "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="cores and processes (default: all)"
+        "--workers", type=positive, default=len(os.sched_getaffinity(0)), help="cores and processes (default: all)"
     )
-    parser.add_argument("--repeats", type=_positive, default=5, help="measurements of each side (default %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="measurements of each side (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("docs/results/tokenize.md"))
     return parser.parse_args(arguments)
 
@@ -169,7 +161,6 @@ def _render(
     megabytes: float,
     load_average: float,
 ) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     tokens = results["ours"][0].tokens
     ours_rate = median(one.tokens / one.seconds for one in results["ours"])
     ours_cpu = median(one.tokens / one.cpu_seconds for one in results["ours"])
@@ -179,7 +170,7 @@ def _render(
         f"    python -m benchmarks.tokenize_text {shlex.join(arguments)}".rstrip(),
         "",
         f"- Machine: {cpu_model()}, {options.workers} cores used; load average at the start {load_average:.1f}.",
-        f"- Versions: {versions}, Python {platform.python_version()}.",
+        f"- Versions: {versions(PACKAGES)}.",
         f"- Text: {megabytes:,.0f} MB of JSON Lines, {tokens:,} tokens"
         + (f" ({options.text})." if options.text else ": Python's own library (the `corpus` command), repeated."),
         f"- Measured: {len(results['ours'])} repeats, the sides in turns, each as a command in a fresh process, start-up and "
@@ -189,8 +180,8 @@ def _render(
         "|---|---|---|---|---|---|",
     ]
     for side, measured in results.items():
-        rates = sorted(one.tokens / one.seconds for one in measured)
-        rate = f"{median(rates):,.0f} ({rates[0]:,.0f} to {rates[-1]:,.0f}) | {median(rates) / options.workers:,.0f}"
+        rates = [one.tokens / one.seconds for one in measured]
+        rate = f"{spread(rates, '{:,.0f}')} | {median(rates) / options.workers:,.0f}"
         cpu_rate = median(one.tokens / one.cpu_seconds for one in measured)
         faster, less = f"{ours_rate / median(rates):.2f} times", f"{ours_cpu / cpu_rate:.2f} times"
         lines.append(f"| {SIDES[side]} | {rate} | {faster} | {cpu_rate:,.0f} | {less} |")
@@ -208,12 +199,6 @@ _NOTES = [
     "- Where the gain comes from: encodings without offsets (`encode_batch_fast`), ids copied once into an array, and the "
     "shuffled copy gathered in large blocks and hashed on its way.",
 ]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import parser_for, positive
 from benchmarks.train_step_job import Job, Measurement, read
 from smol_config import UserError, load
 from smol_train.config import RunConfig
@@ -39,19 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for("train_step", __doc__)
     parser.add_argument("--config", required=True, metavar="C.yaml", help="a run's configuration")
     parser.add_argument("--backend", choices=["torch", "te", "auto"], help="of our side (default: the configuration's)")
-    parser.add_argument("--steps", type=_positive, default=10, help="timed steps of a measurement (default %(default)s)")
-    parser.add_argument("--warmup", type=_positive, default=3, help="steps before them (default %(default)s)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="measurements of each side (default %(default)s)")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="of torch, on both sides (default: all)")
+    parser.add_argument("--steps", type=positive, default=10, help="timed steps of a measurement (default %(default)s)")
+    parser.add_argument("--warmup", type=positive, default=3, help="steps before them (default %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=5, help="measurements of each side (default %(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of torch, on both sides (default: all)")
     parser.add_argument("--peer", choices=["transformers", "none"], default="transformers")
     parser.add_argument("--synthetic", action="store_true", help="random tokens in a temporary folder instead of the data")
     parser.add_argument("--profile", action="store_true", help="print our step's top operators, and stop")
@@ -86,12 +81,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf8")
     print(f"wrote {output}", file=sys.stderr)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _overrides(options: argparse.Namespace, folder: Path) -> list[str]:

@@ -1,13 +1,11 @@
 """The table of benchmarks.train_step, as Markdown."""
 
-import importlib.metadata
-import platform
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
+from benchmarks.common import cpu_model, spread, versions
 from benchmarks.train_step_job import Measurement
 from smol_train.config import RunConfig
 
@@ -51,7 +49,6 @@ def render(report: Report) -> str:
 
 def _head(report: Report) -> list[str]:
     config = report.config
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     where = report.ours[0].device or f"{cpu_model()}, {report.threads} threads"
     return [
         "# Training step: tokens per second",
@@ -59,7 +56,7 @@ def _head(report: Report) -> list[str]:
         f"    python -m benchmarks.train_step {shlex.join(report.arguments)}",
         "",
         f"- Machine: {where}; load average at the start {report.load_average:.1f}.",
-        f"- Versions: {versions}, Python {platform.python_version()}.",
+        f"- Versions: {versions(PACKAGES)}.",
         f"- Configuration: {report.config_name}: {config.model.parameters:,} parameters, sequence length "
         f"{config.data.sequence_length:,}, {config.tokens_per_step:,} tokens a step in micro-batches of "
         f"{config.train.micro_batch_size} windows, precision {config.train.precision}.",
@@ -74,10 +71,10 @@ def _table(report: Report) -> list[str]:
     rows = [
         ["", *(side[0].name for side in sides)],
         ["---", *("---:" for _ in sides)],
-        ["**tokens/s**", *(f"**{_spread(report.rates(side), '{:,.0f}')}**" for side in sides)],
+        ["**tokens/s**", *(f"**{spread(report.rates(side), '{:,.0f}')}**" for side in sides)],
     ]
     for part, seconds in PARTS.items():
-        rows.append([f"{part}, s", *(_spread([sum(seconds(one)) / len(one.wall) for one in side], "{:.4f}") for side in sides)])
+        rows.append([f"{part}, s", *(spread([sum(seconds(one)) / len(one.wall) for one in side], "{:.4f}") for side in sides)])
     rows.append(["model FLOPs utilization", *(_utilization(report, side) for side in sides)])
     if report.ours[0].peak_memory_gib is not None:
         rows.append(["peak GPU memory, GiB", *(f"{median(one.peak_memory_gib or 0.0 for one in side):.1f}" for side in sides)])
@@ -134,25 +131,4 @@ def _utilization(report: Report, side: list[Measurement]) -> str:
     if (peak := report.ours[0].peak_tflops) is None:
         return "peak not known"
     flops = report.config.model.flops_per_token(report.config.data.sequence_length)
-    return _spread([rate * flops / (peak * 1e12) for rate in report.rates(side)], "{:.1%}")
-
-
-def _spread(values: list[float], form: str) -> str:
-    low, middle, high = (form.format(value) for value in (min(values), median(values), max(values)))
-    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores"
+    return spread([rate * flops / (peak * 1e12) for rate in report.rates(side)], "{:.1%}")

@@ -1,0 +1,54 @@
+"""What the benchmarks share: their command lines, and what a table says of the machine and of its numbers."""
+
+import argparse
+import importlib.metadata
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+
+def parser_for(module: str, docstring: str | None) -> argparse.ArgumentParser:
+    """A parser of `python -m benchmarks.MODULE` whose help is the module's docstring."""
+    summary, _, rest = (docstring or "").partition("\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{module}",
+        description=summary,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def cpu_model() -> str:
+    """The processor's name and its number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(names)} cores"
+
+
+def versions(packages: Iterable[str]) -> str:
+    """The installed versions of packages, and Python's."""
+    return ", ".join([*(f"{name} {_version(name)}" for name in packages), f"Python {platform.python_version()}"])
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median of `values` with the lowest and the highest, each through the format `form`."""
+    low, middle, high = (form.format(value) for value in (min(values), median(values), max(values)))
+    return f"{middle} ({low} to {high})" if len(values) > 1 else middle
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
