@@ -24,14 +24,16 @@ class Recorder(Callback):
         self.steps.append({name: metrics[name] for name in metrics if name.startswith(("train/", "eval/"))})
 
 
-def train(overrides: Sequence[str], save: bool = False, evaluate: bool = False) -> dict[str, Any]:
+def train(
+    overrides: Sequence[str], save: bool = False, evaluate: bool = False, config_file: Path = QUICKSTART
+) -> dict[str, Any]:
     """Run the real trainer to its end; returns its losses, gradient norms and the digests of its weights."""
     from smol_train.callbacks.checkpointing import Checkpointing
     from smol_train.callbacks.evaluation import HeldOutEvaluation
     from smol_train.parallel import process_groups
     from smol_train.trainer import Trainer
 
-    config = load(RunConfig, QUICKSTART, overrides)
+    config = load(RunConfig, config_file, overrides)
     with process_groups(config.parallel, config.train.seed) as ranks:
         recorder = Recorder()
         callbacks = [*([HeldOutEvaluation()] if evaluate else []), recorder, *([Checkpointing()] if save else [])]
