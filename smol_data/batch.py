@@ -8,7 +8,9 @@ the tokens [cu_seqlens[d], cu_seqlens[d + 1]). A window's edge ends a document t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smol_data.shards import Window
+
+
+class ContextRank(NamedTuple):
+    """A rank among those that share a row's tokens (context parallelism)."""
+
+    rank: int
+    size: int
+
+    @property
+    def multiple(self) -> int:
+        """Documents are padded to whole multiples of this many tokens."""
+        return 2 * self.size if self.size > 1 else 1
+
+
+ALONE = ContextRank(0, 1)
 
 
 @dataclass(frozen=True)
@@ -77,20 +94,71 @@ class PackedBatch:
     """Tokens of the longest document, on the host: read back from a GPU, it would stop the host"""
 
 
-def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int = 0) -> HostBatch:
+def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int = 0, multiple: int = 1) -> HostBatch:
     """Pack windows of one length into a row.
 
     With `document_mask=False` a window is one document for attention and positions; the same targets stay masked, so that
     losses compare. A window's last target is the first token of the window after it and counts like any other. The last
-    `stand_ins` windows only fill the row: none of their targets counts.
+    `stand_ins` windows only fill the row: none of their targets counts. Documents are padded to whole multiples of `multiple`
+    tokens, which must divide S (`ContextRank.multiple`, `pad_documents`).
     """
     length = len(windows[0].tokens) - 1
     edges = np.arange(len(windows) + 1, dtype=np.int32) * np.int32(length)
-    ends = np.concatenate([window.document_ends + edge for window, edge in zip(windows, edges, strict=False)])
-    masked = ends - 1
+    if multiple > 1 and document_mask:
+        windows, masks = zip(*(pad_documents(window, multiple) for window in windows), strict=True)
+    else:
+        masks = [window.document_ends - 1 for window in windows]
+    ends, masked = (
+        np.concatenate([part + edge for part, edge in zip(parts, edges, strict=False)])
+        for parts in ([window.document_ends for window in windows], masks)
+    )
     if stand_ins:
         masked = np.append(masked, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32))
     return HostBatch(windows, np.union1d(edges, ends) if document_mask else edges, masked)
+
+
+def pad_documents(window: Window, multiple: int) -> tuple[Window, NDArray[np.int32]]:
+    """The window with every document padded to a multiple of `multiple` tokens, and the places of targets that do not count.
+
+    The padding is its document's tail: real tokens come before it, so they do not see it. The window keeps its length; the
+    tokens that no longer fit at its end are left out, in the mean half of `multiple` for each document.
+    """
+    length = len(window.tokens) - 1
+    tokens = np.zeros_like(window.tokens)
+    ends, masked = [], []
+    start = 0  # of the next document in the padded window
+    for first, end in pairwise([0, *window.document_ends.tolist(), length + 1]):
+        inputs = min(end - first, length - start)
+        stop = start + -(-inputs // multiple) * multiple
+        tokens[start : start + inputs] = window.tokens[first : first + inputs]
+        if start + inputs == length:  # the window's last target
+            tokens[length] = window.tokens[first + inputs]
+        if inputs == end - first:  # the document ends here: its last token has no target, and the padding none
+            ends.append(stop)
+            masked.append(np.arange(start + inputs - 1, stop, dtype=np.int32))
+        start = stop
+        if start == length:
+            break
+    places = np.concatenate(masked) if masked else np.empty(0, dtype=np.int32)
+    return Window(tokens, np.array(ends, dtype=np.int32)), places
+
+
+def context_part(batch: PackedBatch, context: ContextRank) -> PackedBatch:
+    """What one of R context-parallel ranks computes, [1, T / R] each: of a document's 2R chunks, `rank` and 2R - 1 - rank.
+
+    So every rank has as much causal attention to do as any other; Transformer Engine's attention expects this cut. Document
+    borders stay those of the whole row. The batch was packed with `context.multiple`.
+    """
+    rank, ranks = context.rank, context.size
+    total = batch.tokens.shape[1] // ranks
+    chunks = batch.cu_seqlens.diff() // (2 * ranks)
+    starts = torch.stack([batch.cu_seqlens[:-1] + rank * chunks, batch.cu_seqlens[:-1] + (2 * ranks - 1 - rank) * chunks], 1)
+    sizes = chunks.repeat_interleave(2, output_size=2 * len(chunks))
+    before = sizes.cumsum(0) - sizes  # of this rank's tokens
+    shifts = (starts.flatten() - before).repeat_interleave(sizes, output_size=total)
+    mine = torch.arange(total, device=batch.tokens.device) + shifts
+    parts = {name: getattr(batch, name)[:, mine] for name in ("tokens", "labels", "loss_mask", "position_ids")}
+    return replace(batch, **parts)
 
 
 def join(batches: Sequence[HostBatch]) -> Parcel:

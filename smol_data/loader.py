@@ -21,7 +21,7 @@ from nvidia.dali import Pipeline, fn
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from smol_config import nearest
-from smol_data.batch import HostBatch, Layout, PackedBatch, Parcel, expand, join, pack
+from smol_data.batch import ALONE, ContextRank, HostBatch, Layout, PackedBatch, Parcel, context_part, expand, join, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
 from smol_data.order import Location, Order
@@ -53,12 +53,13 @@ class TrainLoader(Iterator[PackedBatch]):
         start_step: int = 0,
         vocab_size: int | None = None,
         prefetch: int = PREFETCH,
+        context: ContextRank = ALONE,
     ) -> None:
         """Open the datasets that steps from `start_step` on draw from.
 
         `segments` are the whole run's (order.resolve_segments); `rank` and `world_size` count data-parallel ranks;
-        `vocab_size` is the model's. Raises DataError when a dataset does not open or is of another tokenizer, or a batch size
-        does not divide.
+        `vocab_size` is the model's; `context` is this rank among those that share its rows. Raises DataError when a dataset
+        does not open or is of another tokenizer, or a batch size does not divide.
         """
         ahead = [segment for segment in segments if segment.end_step > start_step]
         _check_division(ahead, micro_batch_size, world_size)
@@ -70,8 +71,8 @@ class TrainLoader(Iterator[PackedBatch]):
         self._segments = list(segments)
         self._order = Order(segments, data.seed, {name: dataset.num_windows for name, dataset in self.datasets.items()})
         self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
-        self._document_mask = data.document_mask
-        self._feed = _Feed(self._batches(start_step), device, prefetch)
+        self._document_mask, self._multiple = data.document_mask, context.multiple
+        self._feed = _Feed(self._batches(start_step), device, prefetch, context)
 
     def micro_batches(self, step: int) -> int:
         """How many micro-batches this rank gets for a step."""
@@ -109,7 +110,8 @@ class TrainLoader(Iterator[PackedBatch]):
                 yield places[begin : begin + size]
 
     def _read(self, places: list[Location]) -> HostBatch:
-        return pack([self.datasets[place.dataset].window(place.window) for place in places], self._document_mask)
+        windows = [self.datasets[place.dataset].window(place.window) for place in places]
+        return pack(windows, self._document_mask, multiple=self._multiple)
 
 
 class HeldOutLoader:
@@ -130,6 +132,7 @@ class HeldOutLoader:
         device: torch.device,
         vocab_size: int | None = None,
         prefetch: int = PREFETCH,
+        context: ContextRank = ALONE,
     ) -> None:
         """`name` is one of data.held_out; a dataset of fewer than `windows` windows is taken whole. Raises DataError."""
         if name not in data.held_out:
@@ -139,14 +142,14 @@ class HeldOutLoader:
         """Windows over all ranks."""
         self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
         self._document_mask = data.document_mask
-        self._device, self._prefetch = device, prefetch
+        self._device, self._prefetch, self._context = device, prefetch, context
 
     def __len__(self) -> int:
         """Micro-batches of each rank."""
         return -(-self.windows // (self._micro_batch_size * self._world_size))
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        feed = _Feed(self._batches(), self._device, self._prefetch)
+        feed = _Feed(self._batches(), self._device, self._prefetch, self._context)
         try:
             yield from feed
         finally:
@@ -162,7 +165,7 @@ class HeldOutLoader:
             indices = range(first, first + self._micro_batch_size)
             windows = [self._dataset.window(min(i, self.windows - 1)) for i in indices]
             stand_ins = max(0, min(self._micro_batch_size, indices.stop - self.windows))
-            yield pack(windows, self._document_mask, stand_ins)
+            yield pack(windows, self._document_mask, stand_ins, self._context.multiple)
 
 
 def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_size: int) -> None:
@@ -202,7 +205,8 @@ class _Feed(Iterator[PackedBatch]):
     An exception of the source is raised as itself, after the batches before it have been handed out.
     """
 
-    def __init__(self, batches: Iterator[HostBatch], device: torch.device, prefetch: int) -> None:
+    def __init__(self, batches: Iterator[HostBatch], device: torch.device, prefetch: int, context: ContextRank) -> None:
+        self._context = context
         self._parcels = _parcels(batches)
         self._fault: BaseException | None = None
         self._layouts: deque[Layout] = deque()  # of the parcels in DALI, whose order it keeps
@@ -216,7 +220,8 @@ class _Feed(Iterator[PackedBatch]):
     def __next__(self) -> PackedBatch:
         if not self._arrived:
             self._unpack()
-        return self._arrived.popleft()
+        batch = self._arrived.popleft()
+        return context_part(batch, self._context) if self._context.size > 1 else batch
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

@@ -206,6 +206,11 @@ class RunConfig(Section):
                 f"{self.data.sequence_length} tokens is not divisible by parallel.tensor={parallel.tensor}, which "
                 f"parallel.sequence needs"
             )
+        if parallel.context > 1 and self.data.sequence_length % (2 * parallel.context):
+            found.append(
+                f"data.sequence_length={self.data.sequence_length} is not a multiple of 2 x parallel.context="
+                f"{parallel.context}, into which every row is cut; change one of them"
+            )
         if parallel.context > 1 and train.backend == "torch":
             found.append(f"parallel.context={parallel.context} needs Transformer Engine's attention; set train.backend to te")
         if train.global_batch_size % train.micro_batch_size:

@@ -16,6 +16,7 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 
 from smol_config import ConfigError
+from smol_data.batch import ContextRank
 from smol_train.config import ParallelConfig
 
 TIMEOUT = timedelta(minutes=30)
@@ -30,6 +31,7 @@ class Ranks:
     rank: int
     data_parallel_size: int
     data_parallel_rank: int
+    context: ContextRank
     device: torch.device
 
     @property
@@ -59,6 +61,7 @@ def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[Ranks]:
             rank=torch.distributed.get_rank(),
             data_parallel_size=parallel_state.get_data_parallel_world_size(),
             data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            context=ContextRank(parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()),
             device=device,
         )
     finally:

@@ -59,6 +59,7 @@ class Trainer:
             device=ranks.device,
             start_step=self.state.step,
             vocab_size=config.model.vocab_size,
+            context=ranks.context,
         )
         self._check_data()
         self.batches = _TimedIterator(self.loader)

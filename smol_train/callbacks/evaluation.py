@@ -30,6 +30,7 @@ class HeldOutEvaluation(Callback):
                 world_size=ranks.data_parallel_size,
                 device=ranks.device,
                 vocab_size=config.model.vocab_size,
+                context=ranks.context,
             )
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:

@@ -1,11 +1,13 @@
 """Packing against a slow reference that walks token by token."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smol_data.batch import pack
+from smol_data.batch import ContextRank, PackedBatch, context_part, pack
 from smol_data.shards import Window
 
 
@@ -75,3 +77,60 @@ def test_no_target_of_a_stream_is_lost_but_those_that_cross_documents() -> None:
     batch = pack(windows).expand()
     trained = batch.labels[batch.loss_mask == 1].tolist()
     assert trained == [token for token in range(1, 33) if token not in ends]
+
+
+# --- documents padded for context parallelism -------------------------------------------------------------------------------
+
+some_text = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(some_text, st.sampled_from([2, 4, 8]), st.integers(0, 7))
+def test_padded_documents_train_the_same_targets_but_for_what_no_longer_fits(
+    lengths: list[int], multiple: int, skip: int
+) -> None:
+    """Every target keeps its input and its position; only the tail of the window may be missing."""
+    length = 64
+    stream = np.arange(1, sum(lengths) + length + 10)
+    ends = np.cumsum(lengths)
+    window = Window(
+        stream[skip : skip + length + 1], np.array([e - skip for e in ends if 0 < e - skip <= length], dtype=np.int32)
+    )
+    plain, padded = pack([window]).expand(), pack([window], multiple=multiple).expand()
+    assert (padded.cu_seqlens % multiple == 0).all() and padded.cu_seqlens[-1] == length
+    assert padded.max_seqlen == int(padded.cu_seqlens.diff().max())
+
+    def targets(batch: PackedBatch) -> list[tuple[int, int, int]]:
+        counted = batch.loss_mask[0] == 1
+        parts = (batch.tokens[0], batch.labels[0], batch.position_ids[0])
+        return list(zip(*(part[counted].tolist() for part in parts), strict=True))
+
+    kept, whole = targets(padded), targets(plain)
+    assert kept == whole[: len(kept)]
+    documents = len(window.document_ends) + 1
+    assert len(whole) - len(kept) <= documents * (multiple - 1)
+
+
+def test_windows_that_need_no_padding_stay_as_they_are() -> None:
+    window = Window(np.arange(65), np.array([16, 32, 64], dtype=np.int32))
+    plain, padded = pack([window, window]).expand(), pack([window, window], multiple=8).expand()
+    for name in ("tokens", "labels", "loss_mask", "position_ids", "cu_seqlens"):
+        assert getattr(plain, name).tolist() == getattr(padded, name).tolist()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_context_ranks_share_every_document_evenly(ranks: int) -> None:
+    window = Window(np.arange(129), np.array([3, 40, 41, 100], dtype=np.int32))
+    batch = pack([window, window], multiple=2 * ranks).expand()
+    parts = [context_part(batch, ContextRank(rank, ranks)) for rank in range(ranks)]
+    borders = batch.cu_seqlens.tolist()
+    for rank, part in enumerate(parts):
+        expected = []
+        for first, end in pairwise(borders):
+            chunk = (end - first) // (2 * ranks)
+            for number in (rank, 2 * ranks - 1 - rank):
+                expected += range(first + number * chunk, first + (number + 1) * chunk)
+        for name in ("tokens", "labels", "loss_mask", "position_ids"):
+            assert getattr(part, name).tolist() == getattr(batch, name)[:, expected].tolist()
+        assert part.cu_seqlens is batch.cu_seqlens
+    assert sum(float(part.loss_mask.sum()) for part in parts) == float(batch.loss_mask.sum())

@@ -3,12 +3,13 @@
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from smol_data.batch import PackedBatch, pack
+from smol_data.batch import ContextRank, PackedBatch, pack
 from smol_data.config import DataConfig, StageConfig
 from smol_data.loader import HeldOutLoader, TrainLoader
 from smol_data.manifest import DataError
@@ -43,7 +44,7 @@ def segments(data: DataConfig) -> list[Segment]:
     return resolve_segments(data.stages, S, 12, data.skip_samples)
 
 
-def collect(data: DataConfig, segments: list[Segment], b: int = 2, rank: int = 0, world: int = 1, **options: int) -> list:
+def collect(data: DataConfig, segments: list[Segment], b: int = 2, rank: int = 0, world: int = 1, **options: Any) -> list:
     loader = TrainLoader(data, segments, b, rank, world, CPU, **options)
     batches = list(loader)
     loader.close()
@@ -111,6 +112,21 @@ def test_a_resume_on_other_ranks_with_another_batch_size_goes_on_in_the_same_ord
     ranks = [collect(data, now, b=1, rank=rank, world=2, start_step=2) for rank in range(2)]
     taken = [batch.tokens[0].tolist() for pair in zip(*ranks, strict=True) for batch in pair]
     assert taken[:12] == rows[24:36]  # the rest of the stage: two steps of 6
+
+
+def test_context_ranks_together_have_the_targets_of_the_padded_rows(data: DataConfig, segments: list[Segment]) -> None:
+    ranks = [collect(data, segments, context=ContextRank(rank, 2)) for rank in range(2)]
+    datasets = {name: TokenDataset(folder, S, name) for name, folder in data.datasets.items()}
+    order = Order(segments, data.seed, {name: dataset.num_windows for name, dataset in datasets.items()})
+    places = order.locate_range(0, 2)
+    row = pack([datasets[p.dataset].window(p.window) for p in places], multiple=4).expand()
+    first = [rank[0] for rank in ranks]
+    assert [part.tokens.shape for part in first] == [(1, S), (1, S)]  # half of two windows each
+    assert sorted(torch.cat([part.tokens for part in first], 1)[0].tolist()) == sorted(row.tokens[0].tolist())
+    assert sum(float(part.loss_mask.sum()) for part in first) == float(row.loss_mask.sum())
+    loaders = [HeldOutLoader(data, "held", 5, 2, 0, 1, CPU, context=ContextRank(rank, 2)) for rank in range(2)]
+    held = [next(iter(loader)).tokens.shape for loader in loaders]
+    assert held == [(1, S), (1, S)]
 
 
 @pytest.mark.parametrize("worlds", [(1, 2, 4), (4, 2, 1), (2, 4, 2)])

@@ -87,6 +87,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"parallel.tensor": 4, "parallel.sequence": True, "data.sequence_length": 31},
         "a row of train.micro_batch_size=2 x data.sequence_length=31 tokens is not divisible by parallel.tensor=4",
     ),
+    (
+        {"parallel.context": 2, "train.backend": "te", "data.sequence_length": 30},
+        "data.sequence_length=30 is not a multiple of 2 x parallel.context=2",
+    ),
     ({"parallel.context": 2, "train.backend": "torch"}, "parallel.context=2 needs Transformer Engine's attention"),
     ({"train.global_batch_size": 9}, "train.global_batch_size=9 is not divisible by train.micro_batch_size=2"),
     ({"optim.schedule.warmup_steps": 9}, "warmup_steps=9 and decay_steps=2 do not fit into the run's 10 steps"),
