@@ -2,10 +2,12 @@
 
     python -m smol_train.plan --config configs/smollm3/pretrain.yaml --gpus 384
     python -m smol_train.plan --config C.yaml --mfu 0.4 --peak-tflops 989 train.micro_batch_size=4
+    python -m smol_train.plan --config C.yaml --gpus 64 --gpu h100 [--search [--memory 60]]
     python pretrain_smol.py --config C.yaml --dry-run [--json]      the same behind the resolved configuration
 
 Everything follows from the configuration by arithmetic (model/config.py, schedule.py, memory.py): no data, no GPU, and
-neither torch nor Megatron-Core is imported. Hours rest on an assumed utilisation, which the output states.
+neither torch nor Megatron-Core is imported. Hours rest on an assumed utilisation, which the output states, or, with
+--gpu, on the throughput model (speed.py); --search ranks the layouts by it (search.py).
 """
 
 import argparse
@@ -17,8 +19,12 @@ from typing import Any
 from smol_config import ConfigError, Section, UserError, load, to_yaml, unset_variables
 from smol_train import plan_text
 from smol_train.config import RunConfig
+from smol_train.gpus import find_gpu
 from smol_train.memory import PRECISIONS, CheckpointCost, DeviceMemory, checkpoint_cost, device_memory
 from smol_train.schedule import decay_start, learning_rate
+from smol_train.search import render as render_search
+from smol_train.search import search
+from smol_train.speed import StepTime, step_time
 
 DEFAULT_MFU = 0.30
 """Model FLOPs utilisation; SmolLM3 reached about this on 384 H100s."""
@@ -91,9 +97,11 @@ class Plan(Section):
     kv_cache_bytes_per_window: int
     """At the training length."""
     mfu: float
-    """Assumed."""
+    """Assumed, or predicted where `speed` is given."""
     peak_tflops: float
     """Assumed, of one device."""
+    speed: StepTime | None = None
+    """The throughput model's step, where a GPU was named."""
     tokens_per_second_per_gpu: float
     tokens_per_second: float
     seconds_per_step: float
@@ -103,11 +111,23 @@ class Plan(Section):
     config: dict[str, Any]
 
 
-def plan(config: RunConfig, gpus: int | None = None, mfu: float = DEFAULT_MFU, peak_tflops: float | None = None) -> Plan:
+def plan(
+    config: RunConfig,
+    gpus: int | None = None,
+    mfu: float = DEFAULT_MFU,
+    peak_tflops: float | None = None,
+    gpu: str | None = None,
+) -> Plan:
     """The plan of `config` on `gpus` devices; None: as many as give every rank one micro-batch a step.
 
-    `peak_tflops` falls back to logging.peak_tflops, then to an H100's. Raises ConfigError where the batch does not fit.
+    `peak_tflops` falls back to logging.peak_tflops, then to an H100's. `gpu`, a name of gpus.GPUS, has speed.py predict
+    what `mfu` and `peak_tflops` otherwise assume. Raises ConfigError where the batch does not fit.
     """
+    speed = None
+    if gpu is not None:
+        gpus, _ = _devices(config, gpus)
+        speed = step_time(config, gpus, find_gpu(gpu))
+        mfu, peak_tflops = speed.mfu, find_gpu(gpu).flops / 1e12
     peak = peak_tflops if peak_tflops is not None else config.logging.peak_tflops or DEFAULT_PEAK_TFLOPS
     if not 0 < mfu <= 1 or peak <= 0:
         raise ConfigError(f"mfu={mfu} and peak_tflops={peak}: the first must lie above 0 and at most at 1, the second above 0")
@@ -144,6 +164,7 @@ def plan(config: RunConfig, gpus: int | None = None, mfu: float = DEFAULT_MFU, p
         kv_cache_bytes_per_window=model.kv_cache_bytes_per_token() * length,
         mfu=mfu,
         peak_tflops=peak,
+        speed=speed,
         tokens_per_second_per_gpu=per_gpu,
         tokens_per_second=per_gpu * gpus,
         seconds_per_step=config.tokens_per_step / (per_gpu * gpus),
@@ -222,26 +243,33 @@ def dry_run(config_path: str, overrides: Sequence[str] = (), as_json: bool = Fal
     return _show(config_path, overrides, as_json, with_config=True)
 
 
-def _show(
-    path: str,
-    overrides: Sequence[str],
-    as_json: bool,
-    with_config: bool,
-    gpus: int | None = None,
-    mfu: float = DEFAULT_MFU,
-    peak_tflops: float | None = None,
-) -> int:
+def _show(path: str, overrides: Sequence[str], as_json: bool, with_config: bool, summary: bool = False, **how: Any) -> int:
+    """Print the plan of a file; `how` is plan()'s."""
     config = load(RunConfig, path, overrides, keep_unset=True)
-    result = plan(config, gpus, mfu, peak_tflops)
+    result = plan(config, **how)
     if unset := unset_variables(path, overrides):
         print(f"note: not set in the environment and left as written: {', '.join(unset)}", file=sys.stderr)
     if as_json:
         print(json.dumps(result.model_dump(mode="json"), indent=2))
         return 0
+    if summary and result.speed is None:
+        raise ConfigError("--summary has no --gpu, whose speed it needs; add e.g. --gpu h100")
+    if summary:
+        print(plan_text.summary(result))
+        return 0
     if with_config:
         print(f"# {path}, resolved\n{to_yaml(config)}")
-    print(plan_text.render(result, gpus_given=gpus is not None))
+    print(plan_text.render(result, gpus_given=how.get("gpus") is not None))
     return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    if options.gpus is None:
+        raise ConfigError("--search has no --gpus; say on how many devices, e.g. --gpus 64")
+    config = load(RunConfig, options.config, options.overrides, keep_unset=True)
+    result = search(config, options.gpus, find_gpu(options.gpu or "h100"), options.memory)
+    print(json.dumps(result.model_dump(mode="json"), indent=2) if options.json else render_search(result))
+    return 0 if result.ranked else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,11 +287,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--peak-tflops", type=float, help="of one device; default logging.peak_tflops, then 989 (H100, dense bf16)"
     )
+    parser.add_argument("--gpu", help="a100, h100, h200 or b200: speed by the throughput model, in place of --mfu")
+    parser.add_argument("--summary", action="store_true", help="print the lines that a configuration's comment carries")
+    parser.add_argument(
+        "--search", action="store_true", help="rank the layouts on --gpus devices (of kind --gpu, default h100)"
+    )
+    parser.add_argument("--memory", type=float, metavar="GIB", help="with --search: of one device; default: the GPU's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     options = parser.parse_intermixed_args(arguments)
     try:
-        return _show(options.config, options.overrides, options.json, False, options.gpus, options.mfu, options.peak_tflops)
+        if options.search:
+            return _search(options)
+        how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
+        return _show(options.config, options.overrides, options.json, False, options.summary, **how)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

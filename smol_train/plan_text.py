@@ -8,6 +8,17 @@ if TYPE_CHECKING:
     from smol_train.plan import Plan
 
 _LABEL = 26
+_SPEED_PARTS = (
+    "matmuls",
+    "attention",
+    "elementwise",
+    "tensor_parallel",
+    "context_parallel",
+    "pipeline_transfers",
+    "pipeline_bubble",
+    "data_parallel",
+    "optimizer",
+)
 _MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "total")
 
 
@@ -15,6 +26,23 @@ def render(plan: "Plan", gpus_given: bool) -> str:
     """The plan, one fact a line, in blocks. `gpus_given` says whether the number of GPUs was asked for."""
     return "\n\n".join(
         "\n".join(block) for block in (_model(plan), _steps(plan), _memory(plan), _checkpoints(plan), _time(plan, gpus_given))
+    )
+
+
+def summary(plan: "Plan") -> str:
+    """Memory, time and disk of a plan whose GPU was named, in three lines: what a configuration's comment carries."""
+    assert plan.speed is not None
+    checkpoint, memory = plan.config["checkpoint"], plan.memory[plan.config["train"]["precision"]]
+    milestones = plan.train_steps // checkpoint["keep_every_steps"] if "keep_every_steps" in checkpoint else 0
+    kept = checkpoint["keep_last"] + 1 + milestones  # the next one is whole before the oldest goes
+    id_bytes = 2 if plan.config["model"]["vocab_size"] <= 2**16 else 4
+    one, rate = plan.checkpoint.disk_bytes, f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s a GPU (MFU {plan.mfu:.1%})"
+    return "\n".join(
+        (
+            f"{plan.gpus} x {plan.speed.gpu}: {_size(memory.total)} of memory each; {plan.parameters:,} parameters",
+            f"{_tokens(plan.train_tokens)} in {plan.days:.2f} days at {rate}, by a model, not measured",
+            f"disk: {kept} checkpoints of {_size(one)} = {_size(kept * one)}; tokens {_size(plan.train_tokens * id_bytes)}",
+        )
     )
 
 
@@ -68,7 +96,15 @@ def _time(plan: "Plan", gpus_given: bool) -> Iterable[str]:
     parallel = plan.config["parallel"]
     layout = " x ".join(f"{name} {parallel[name]}" for name in ("tensor", "pipeline", "context"))
     yield _line("", f"{layout} x data {plan.data_parallel}, micro-batches a step and rank: {plan.micro_batches_per_step}")
-    yield _line("assumed", f"MFU {plan.mfu:.0%} of {plan.peak_tflops:,.0f} TFLOP/s")
+    if plan.speed is None:
+        yield _line("assumed", f"MFU {plan.mfu:.0%} of {plan.peak_tflops:,.0f} TFLOP/s")
+    else:
+        yield _line(
+            "predicted", f"MFU {plan.mfu:.1%} of {plan.peak_tflops:,.0f} TFLOP/s ({plan.speed.gpu}; smol_train/speed.py)"
+        )
+        for name in (part for part in _SPEED_PARTS if getattr(plan.speed, part)):
+            seconds = getattr(plan.speed, name)
+            yield _line(f"  {name.replace('_', ' ')}", f"{seconds:.4f} s a step, {seconds / plan.speed.total:.1%}")
     rates = f"{plan.tokens_per_second_per_gpu:,.0f} a GPU, {plan.tokens_per_second:,.0f} in all"
     yield _line("tokens/s", f"{rates}, {plan.seconds_per_step:.3g} s a step")
     yield _line("time", f"{plan.hours:,.4g} hours = {plan.days:,.4g} days, {plan.gpu_hours:,.6g} GPU-hours")
