@@ -63,7 +63,8 @@ class CatalogueEntry(Section):
     files: list[str] = Field(default_factory=list)
     """Glob patterns of the files inside the repository; `**` stands for folders at any depth."""
     text_key: str | None = None
-    """Column or key of the text; null: the text has to be assembled first, as the note says."""
+    """Column or key of the text, or several to be joined by a new line, `problem+solution`; null: the text has to be
+    assembled first, as the note says."""
     filter: list[Rule] = Field(default_factory=list)
     """Rules that a document must meet, all of them."""
     licence: str | None = None

@@ -29,8 +29,10 @@ class StrictReader(BaseDiskReader):
     """What the readers share: an explicit file list, and no document lost in silence."""
 
     def __init__(self, files: list[str], text_key: str, columns: tuple[str, ...] = (), max_broken_lines: int = 0) -> None:
-        """`columns` are the keys kept beside the text, as the documents' metadata, for steps that look at them."""
+        """`text_key` may name several keys, `question+answer`: their texts are joined by a new line. `columns` are the keys
+        kept beside the text, as the documents' metadata, for steps that look at them."""
         super().__init__("/", text_key=text_key)
+        self.text_keys = text_key.split("+")
         self.files, self.columns, self.max_broken_lines = files, columns, max_broken_lines
         self.empty_documents = 0
         self.broken_lines: list[dict[str, Any]] = []
@@ -62,14 +64,17 @@ class StrictReader(BaseDiskReader):
             raise UserError(
                 f"{where}: {type(data).__name__} where an object with the key {self.text_key!r} should stand; mend it"
             )
-        if self.text_key not in data:
-            keys = ", ".join(map(repr, data)) or "none"
-            raise UserError(f"{where}: no key {self.text_key!r}; keys there: {keys}; name the text's key with --text-key")
-        text = data[self.text_key]
-        if text is not None and not isinstance(text, str):
-            raise UserError(
-                f"{where}: {self.text_key!r} holds {type(text).__name__}, not text; name the text's key with --text-key"
-            )
+        texts = []
+        for key in self.text_keys:
+            if key not in data:
+                keys = ", ".join(map(repr, data)) or "none"
+                raise UserError(f"{where}: no key {key!r}; keys there: {keys}; name the text's key with --text-key")
+            if data[key] is not None and not isinstance(data[key], str):
+                raise UserError(
+                    f"{where}: {key!r} holds {type(data[key]).__name__}, not text; name the text's key with --text-key"
+                )
+            texts.append(data[key])
+        text = "\n".join(text for text in texts if text)
         if not text:
             self.empty_documents += 1
             return None
@@ -117,9 +122,9 @@ class ParquetReader(StrictReader):
 
     def needed(self, names: list[str], filepath: str) -> list[str]:
         """The columns to read; raises UserError, naming those that are there, when the text's is missing."""
-        if self.text_key not in names:
+        if not set(self.text_keys) <= set(names):
             self.get_document_from_dict(dict.fromkeys(names), filepath, 1)
-        return [self.text_key, *(column for column in self.columns if column in names)]
+        return [*self.text_keys, *(column for column in self.columns if column in names)]
 
     def documents_of_batches(self, batches: Iterable[pyarrow.RecordBatch], filepath: str) -> Iterator[Document]:
         """The documents of a table's batches."""

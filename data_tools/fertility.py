@@ -93,7 +93,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--text", nargs="+", required=True, metavar="NAME=PATH", help=f"a name and a file or folder of {ALL_ENDINGS}"
     )
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default text)")
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key or column of the text, or several as a+b (default text)"
+    )
     parser.add_argument(
         "--megabytes", type=whole_number(1), default=10, metavar="N", help="of each text, a sample if it is larger (default 10)"
     )

@@ -168,7 +168,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=f"files or folders of {ALL_ENDINGS}, of one kind")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="new folder for the shards and manifest.json")
     parser.add_argument("--tokenizer", required=True, metavar="T", help="folder with a tokenizer.json, or Hub name")
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default text)")
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key or column of the text, or several as a+b (default text)"
+    )
     parser.add_argument(
         "--files", action="append", default=[], metavar="GLOB", help="of folders take these, as 'data/train-*'; several times"
     )

@@ -70,7 +70,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="TOKEN",
         help=f"one more special token, after {', '.join(SPECIAL_TOKENS)}; may be given several times",
     )
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default text)")
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key or column of the text, or several as a+b (default text)"
+    )
     parser.set_defaults(run=run)
 
 

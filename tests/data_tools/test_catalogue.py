@@ -105,7 +105,7 @@ def test_smollm3s_catalogue_cites_its_facts_and_says_what_is_not_known() -> None
     private = {name for name, entry in catalogue.datasets.items() if not entry.published}
     assert {"Wiki_MCQ_final_14M", "code_sft_tulu_nemotron_180k"} < private
     assert len([name for name in private if name.startswith("reasoning_")]) == 4
-    assert sum(entry.can_be_prepared for entry in catalogue.datasets.values()) == 35
+    assert sum(entry.can_be_prepared for entry in catalogue.datasets.values()) == 36
 
 
 def test_names_of_one_dataset_share_a_folder_in_smollm3s_runs() -> None:

@@ -104,3 +104,16 @@ def test_a_shard_for_every_gibibyte_of_input(tokenizer: Path, tmp_path: Path, mo
     manifest = tokenize(settings)
     assert manifest is not None
     assert len(manifest.shards) == 3
+
+
+def test_several_columns_are_joined_by_a_new_line(tool: Tool, tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"id": 1, "question": "2 + 2?", "answer": "4"}, {"id": 2, "question": "Why?", "answer": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for ending in ("jsonl", "parquet"):
+        command = ["tokenize", tmp_path / f"a.{ending}", tmp_path / ending, "--tokenizer", tokenizer, "--text-key"]
+        assert tool(*command, "question+answer").code == 0
+        assert sorted(texts_in(tmp_path / ending, tokenizer)) == ["2 + 2?\n4", "Why?"]
+        (tmp_path / ending).rename(tmp_path / f"whole-{ending}")
+        outcome = tool(*command, "question+solution")
+        assert outcome.code == 2 and "no key 'solution'; keys there: 'id', 'question', 'answer'" in outcome.err
