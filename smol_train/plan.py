@@ -299,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.search:
             return _search(options)
+        if options.memory is not None:
+            raise ConfigError(f"--memory {options.memory} only means something with --search; add it or leave --memory out")
         how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
         return _show(options.config, options.overrides, options.json, False, options.summary, **how)
     except UserError as error:

@@ -128,3 +128,5 @@ def test_a_named_gpu_replaces_the_assumed_utilisation(capsys: pytest.CaptureFixt
     assert out.startswith("384 x h100: ") and "11.14 T tokens in 24." in out
     assert main(["--config", SMOLLM3, "--summary"]) == 2
     assert "--summary has no --gpu" in capsys.readouterr().err
+    assert main(["--config", SMOLLM3, "--memory", "60"]) == 2
+    assert "--memory 60.0 only means something with --search" in capsys.readouterr().err
