@@ -11,7 +11,8 @@ Every rank writes its share (fully parallel strategies). The optimizer's state i
     fully_reshardable    gathered over the data-parallel ranks first; loads on any layout
 
 Periodic saves of bf16 runs take the first, saves at a stage's end, on a signal, on request and at the end the second.
-fp32 runs always take the second: Megatron-Core 0.16.1 cannot load the first into fp32 parameters.
+fp32 runs always take the second: Megatron-Core 0.16.1 cannot load the first into fp32 parameters. Optimizers that are not
+distributed have the second alone, and it costs them no gathering: their states are stored like the weights.
 """
 
 import importlib.metadata
@@ -288,6 +289,7 @@ def _check_architecture(folder: Path, model: ModelConfig) -> None:
 def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None:
     if state.optimizer is None:
         raise CheckpointError(f"checkpoint {folder} holds weights only; set start_from.optimizer=false")
+    _check_same_optimizer(folder, config)
     if state.optimizer == "fully_reshardable":
         return
     parallel = config.parallel
@@ -298,4 +300,20 @@ def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None
             f"checkpoint {folder} is a periodic save of parallel.tensor={saved[0]}, parallel.pipeline={saved[1]} on the "
             f"{saved[2]} backend, which does not load on tensor={now[0]}, pipeline={now[1]} on {now[2]}; resume "
             f"as it was and stop it with a signal, which saves for any layout, or set start_from.optimizer=false"
+        )
+
+
+def _check_same_optimizer(folder: Path, config: RunConfig) -> None:
+    """Raises CheckpointError unless the states are those of the run's optimizer, stored as it stores them."""
+    stored = read_run_mapping(folder)
+    name, precision = stored["optim"].get("optimizer", "adamw"), stored["train"].get("precision", "bf16")
+    if name != config.optim.optimizer:
+        raise CheckpointError(
+            f"checkpoint {folder} holds the state of optim.optimizer={name}, config {config.optim.optimizer}; go on with that "
+            f"one or set start_from.optimizer=false"
+        )
+    if precision != config.train.precision and not config.optim.distributed:
+        raise CheckpointError(
+            f"checkpoint {folder} holds the state of {name} in train.precision={precision}, config {config.train.precision}; "
+            f"go on in that precision or set start_from.optimizer=false"
         )

@@ -81,10 +81,44 @@ class ScheduleConfig(Section):
         return found
 
 
+class MuonConfig(Section):
+    """Muon: orthogonal updates for the matrices of the layers. Everything else is updated by AdamW, with the betas and eps of
+    `optim`; learning rate and weight decay are shared."""
+
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    ns_steps: PositiveInt = 5
+    """Newton-Schulz iterations, computed in train.precision."""
+    update_rms: PositiveFloat = 0.2
+    """Root mean square of an update at a learning rate of 1: what AdamW's is about, so that its rate fits (Liu et al. 2025)."""
+    parameters: list[str] = Field(
+        default_factory=lambda: ["*linear_qkv.weight", "*linear_proj.weight", "*linear_fc1.weight", "*linear_fc2.weight"]
+    )
+    """Shell-style patterns of parameter names; each must match something, and only matrices. Embedding and head are left to
+    AdamW (Jordan et al. 2024)."""
+
+
+class AdEMAMixConfig(Section):
+    """AdEMAMix: AdamW with the betas and eps of `optim`, and a second, slow average of the gradients."""
+
+    beta3: float = Field(default=0.9999, gt=0, lt=1)
+    """Of the slow average (Pagliardini et al. 2024: 0.9999)."""
+    alpha: NonNegativeFloat = 8.0
+    """Weight of the slow average beside the fast one (4 to 10, there)."""
+    beta3_warmup_steps: NonNegativeInt | None = None
+    """Steps in which the slow average becomes slow, from the first of `betas`; null: the whole run. Give a number for a run
+    that may be lengthened."""
+    alpha_warmup_steps: NonNegativeInt | None = None
+    """Steps in which alpha rises from 0; null: the whole run."""
+
+
 class OptimConfig(Section):
     """Optimizer and schedule."""
 
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon", "ademamix"] = "adamw"
+    """adamw shares its states out over the data-parallel ranks; the others keep them whole on each."""
+    muon: MuonConfig = MuonConfig()
+    ademamix: AdEMAMixConfig = AdEMAMixConfig()
     learning_rate: PositiveFloat
     """Peak of the schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -97,8 +131,21 @@ class OptimConfig(Section):
     """Largest global gradient norm; 0 switches clipping off."""
     schedule: ScheduleConfig = ScheduleConfig()
 
+    @property
+    def distributed(self) -> bool:
+        """Whether the data-parallel ranks share the optimizer's states."""
+        return self.optimizer == "adamw"
+
     def problems(self) -> list[str]:
         found = []
+        for name, changed in {"muon": self.muon != MuonConfig(), "ademamix": self.ademamix != AdEMAMixConfig()}.items():
+            if changed and self.optimizer != name:
+                found.append(
+                    f"{name} is set, but optimizer={self.optimizer} does not read it; set optimizer: {name} or take it out"
+                )
+        slow = self.ademamix.beta3
+        if self.optimizer == "ademamix" and self.betas[0] > slow:
+            found.append(f"ademamix.beta3={slow} is below betas[0]={self.betas[0]}; the slow average needs the larger one")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas={list(self.betas)} must be at least 0 and below 1")
         if self.schedule.min_learning_rate > self.learning_rate:

@@ -6,6 +6,9 @@ Per parameter that a device holds, in bytes, with Megatron-Core's distributed op
     bf16      2      4 (fp32)    12 / (DP x CP): fp32 master, exp_avg, exp_avg_sq           14: weights + the optimizer's 12
     fp32      4      4            8 / (DP x CP): exp_avg, exp_avg_sq                        16: likewise, weights twice
 
+Muon and AdEMAMix keep their states whole on every data-parallel rank and store each tensor once: AdEMAMix 4 bytes more than
+AdamW, Muon 4 less where it keeps one momentum, in the layers' matrices (a change of optim.muon.parameters is not followed).
+
 Activations follow Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4,
 adapted: no dropout masks, flash attention (no score matrix, but 4 bytes of log-sum-exp per head), key-value heads counted
 as they are, and SwiGLU's three ffn-wide tensors in place of one pair. One layer keeps for the backward pass, per token:
@@ -105,7 +108,10 @@ def _stage_memory(config: RunConfig, precision: Precision, data_parallel: int, s
     parts = {
         "weights": parameters * size.weight,
         "gradients": parameters * size.gradient,
-        "optimizer": -(-parameters * size.optimizer // (data_parallel * parallel.context)),
+        "optimizer": -(
+            -optimizer_bytes(config, precision, parameters, stage_matrices(model, parallel.tensor, parallel.pipeline))
+            // (data_parallel * parallel.context if config.optim.distributed else 1)
+        ),
         "activations": in_flight * row * per_token,
         "logits": row * (model.vocab_size // parallel.tensor) * size.logit if last else 0,
     }
@@ -129,6 +135,18 @@ def stage_parameters(model: ModelConfig, tensor: int, pipeline: int, stage: int)
     first, last = stage == 0, stage == pipeline - 1
     tables = 1 if first and last and model.tie_embeddings else first + last
     return parameters + tables * model.embedding_parameters // tensor + (model.hidden_size if last else 0)
+
+
+def stage_matrices(model: ModelConfig, tensor: int, pipeline: int) -> int:
+    """Parameters in the layers' matrices on one device: what Muon updates."""
+    norms = 2 * model.hidden_size + (2 * model.kv_channels if model.qk_norm else 0)
+    return (model.layer_parameters - norms) // tensor * (model.num_layers // pipeline)
+
+
+def optimizer_bytes(config: RunConfig, precision: Precision, parameters: int, matrices: int) -> int:
+    """Bytes of the optimizer's states of so many parameters, `matrices` of them in the layers' matrices, shared by no one."""
+    extra = {"adamw": 0, "muon": -4 * matrices, "ademamix": 4 * parameters}[config.optim.optimizer]
+    return parameters * _BYTES[precision].optimizer + extra
 
 
 def layer_activation_bytes(model: ModelConfig, tensor: int, sequence: bool, element: int) -> int:
@@ -165,6 +183,13 @@ def checkpoint_cost(config: RunConfig, parameters_per_rank: int) -> CheckpointCo
     )
     if config.train.precision == "fp32":  # Megatron-Core cannot load dp_reshardable state of fp32 parameters
         periodic = fully.model_copy(update={"when": "periodic: fp32 runs always save in this way"})
+    model, size = config.model, _BYTES[config.train.precision]
+    if config.optim.distributed:
+        return CheckpointCost(disk_bytes=model.parameters * size.disk, saves=[periodic, fully], basis=_BASIS)
+    every = "every save: any TP, PP and DP can go on from it"
+    states = optimizer_bytes(config, config.train.precision, model.parameters, stage_matrices(model, 1, 1))
     return CheckpointCost(
-        disk_bytes=config.model.parameters * _BYTES[config.train.precision].disk, saves=[periodic, fully], basis=_BASIS
+        disk_bytes=model.parameters * size.weight + states,
+        saves=[fully.model_copy(update={"when": every, "pause_seconds": 0.0, "host_bytes_per_rank": 0})],
+        basis="nothing is gathered, since every rank holds the states of its weights; not measured",
     )

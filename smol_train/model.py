@@ -25,17 +25,18 @@ def parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
 
 
 def build_training_model(config: RunConfig) -> DistributedDataParallel:
-    """This rank's part of the network, in DistributedDataParallel with fp32 gradient buffers sharded over the DP ranks."""
-    backend = resolve_backend(config.train.backend)
+    """This rank's part of the network, in DistributedDataParallel with fp32 gradient buffers, which are sharded over the
+    data-parallel ranks where the optimizer is."""
+    backend, sharded = resolve_backend(config.train.backend), config.optim.distributed
     megatron = transformer_config(config.model, backend, config.train.precision, **parallel_options(config.parallel))
     network = _network(config, megatron, backend)
     model = DistributedDataParallel(
         megatron,
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=True,
+            use_distributed_optimizer=sharded,
             overlap_grad_reduce=config.parallel.overlap,
-            overlap_param_gather=config.parallel.overlap,
+            overlap_param_gather=sharded and config.parallel.overlap,
         ),
         Float16Module(megatron, network) if megatron.bf16 else network,
     )

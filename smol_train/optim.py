@@ -1,14 +1,21 @@
-"""Parameter groups and optimizer: Megatron-Core's distributed optimizer around fused Adam."""
+"""Parameter groups and optimizer: RunConfig + model -> AdamW, AdEMAMix or Muon behind Megatron-Core's interface.
+
+AdamW runs inside Megatron-Core's distributed optimizer, which shares its states out over the data-parallel ranks but keeps
+two of them per parameter, elementwise. AdEMAMix has three and Muon needs whole matrices, so both run in Megatron-Core's plain
+optimizers: every data-parallel rank holds the states of its weights, and checkpoints store them like the weights.
+"""
 
 import fnmatch
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
-from megatron.core import utils
+from megatron.core import parallel_state, utils
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import (
+    ChainedOptimizer,
+    Float16OptimizerWithFloat16Params,
+    FP32Optimizer,
     MegatronOptimizer,
     OptimizerConfig,
     ParamKey,
@@ -19,44 +26,88 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer import optimizer as optimizer_module
 from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
-from torch.optim.adamw import adamw
 
 from smol_config import ConfigError, nearest
+from smol_model.config import ModelConfig
 from smol_model.spec import DTYPES
+from smol_train.adamw import AdamW
+from smol_train.ademamix import AdEMAMix
 from smol_train.config import OptimConfig, RunConfig
 from smol_train.model import unwrap
+from smol_train.muon import Layout, Muon
 
 METADATA = {"non_homogeneous_layers": True}
 """Asks Megatron-Core for one sharded key per layer, instead of all layers stacked into one tensor."""
 
 
 def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> MegatronOptimizer:
-    """AdamW with fp32 master weights and moments, sharded over the data-parallel ranks."""
+    """The configured optimizer with fp32 master weights; raises ConfigError for patterns that match no parameter."""
     optim = config.optim
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER or not torch.cuda.is_available():
         _use_own_adamw()
     if not torch.cuda.is_available():
         _use_torch_for_norms()
-    optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.learning_rate,
-            min_lr=optim.schedule.min_learning_rate,
-            adam_beta1=optim.betas[0],
-            adam_beta2=optim.betas[1],
-            adam_eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            clip_grad=optim.clip_grad_norm,
-            bf16=config.train.precision == "bf16",
-            params_dtype=DTYPES[config.train.precision],
-            use_distributed_optimizer=True,
-            overlap_param_gather=config.parallel.overlap,
-        ),
-        [model],
-        config_overrides=_weight_decay_overrides(model, optim.no_weight_decay),
+    megatron = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.learning_rate,
+        min_lr=optim.schedule.min_learning_rate,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_grad=optim.clip_grad_norm,
+        bf16=config.train.precision == "bf16",
+        params_dtype=DTYPES[config.train.precision],
+        use_distributed_optimizer=optim.distributed,
+        overlap_param_gather=optim.distributed and config.parallel.overlap,
     )
+    exempt = _matching(model, "optim.no_weight_decay", optim.no_weight_decay)
+    overrides = _override("no_weight_decay", exempt, wd_mult=0.0)
+    if optim.distributed:
+        optimizer = get_megatron_optimizer(megatron, [model], config_overrides=overrides)
+    else:
+        optimizer = _replicated_optimizer(config, megatron, model, overrides)
     model.config.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _replicated_optimizer(
+    config: RunConfig, megatron: OptimizerConfig, model: DistributedDataParallel, overrides: dict[ParamKey, ParamGroupOverride]
+) -> MegatronOptimizer:
+    """Muon or AdEMAMix in Megatron-Core's optimizer for bf16 or fp32 parameters, states whole on every data-parallel rank."""
+    optim, layouts = config.optim, {}
+    if optim.optimizer == "muon":
+        layouts = _matrix_layouts(config, model)
+        overrides = overrides | _override("muon", layouts, is_decoupled_lr=True)
+    groups = megatron_optimizer._get_param_groups([model], megatron, overrides)
+    defaults: dict[str, Any] = {
+        "lr": optim.learning_rate,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    inner: AdamW
+    if optim.optimizer == "muon":
+        inner = Muon(groups, optim.muon, DTYPES[config.train.precision], **defaults)
+    else:
+        inner = AdEMAMix(groups, optim.ademamix, config.train_steps, **defaults)
+    optimizer: MegatronOptimizer
+    if megatron.bf16:
+        optimizer = Float16OptimizerWithFloat16Params(inner, megatron, None, _initialize_states)
+    else:
+        optimizer = FP32Optimizer(inner, megatron, _initialize_states)
+    if isinstance(inner, Muon):  # which by now updates the fp32 copies of bf16 parameters
+        inner.layouts = {getattr(parameter, "main_param", parameter): layout for parameter, layout in layouts.items()}
+    optimizer.grad_stats_parallel_group = parallel_state.get_model_parallel_group()
+    optimizer.tp_group = parallel_state.get_tensor_model_parallel_group()
+    return ChainedOptimizer([optimizer])
+
+
+def _initialize_states(optimizer: AdamW, config: OptimizerConfig | None = None) -> None:
+    """States for a checkpoint to be loaded into."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.initialize_state(group, parameter)
 
 
 def set_hyperparameters(optimizer: MegatronOptimizer, optim: OptimConfig, learning_rate: float) -> None:
@@ -82,20 +133,55 @@ def parameter_names(model: DistributedDataParallel) -> dict[str, torch.nn.Parame
     return {sharded[name].key: parameter for name, parameter in network.named_parameters()}
 
 
-def _weight_decay_overrides(model: DistributedDataParallel, patterns: list[str]) -> dict[ParamKey, ParamGroupOverride]:
-    """Weight decay 0 for parameters that match; raises ConfigError for a pattern that matches none on any rank."""
+def _matching(model: DistributedDataParallel, setting: str, patterns: list[str]) -> dict[torch.nn.Parameter, str]:
+    """This rank's parameters that match, with their names; raises ConfigError for a pattern that matches none on any rank."""
     names = parameter_names(model)
     every: list[list[str]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, list(names))
     known = {name for rank in every for name in rank}
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):
-            raise ConfigError(f"optim.no_weight_decay: {pattern!r} matches no parameter; {nearest(pattern, known)}")
-    exempt = {id(names[name]) for pattern in patterns for name in fnmatch.filter(names, pattern)}
-    key = ParamKey(
-        with_name_predicate=ParamWithNamePredicate(name="no_weight_decay", fn=lambda parameter, _: id(parameter) in exempt)
-    )
-    return {key: ParamGroupOverride(wd_mult=0.0)}
+            raise ConfigError(f"{setting}: {pattern!r} matches no parameter; {nearest(pattern, known)}")
+    return {names[name]: name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+
+
+def _override(name: str, parameters: dict[torch.nn.Parameter, Any], **fields: Any) -> dict[ParamKey, ParamGroupOverride]:
+    """Groups of their own for some parameters, with these fields."""
+    chosen = {id(parameter) for parameter in parameters}
+    key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=lambda parameter, _: id(parameter) in chosen))
+    return {key: ParamGroupOverride(**fields)}
+
+
+def _matrix_layouts(config: RunConfig, model: DistributedDataParallel) -> dict[torch.nn.Parameter, Layout]:
+    """What each parameter that Muon updates is made of; raises ConfigError for one that is no matrix, on all ranks alike."""
+    layouts, wrong = {}, []
+    for parameter, name in _matching(model, "optim.muon.parameters", config.optim.muon.parameters).items():
+        if parameter.dim() != 2:
+            wrong.append(f"{name} of shape {list(parameter.shape)}")
+            continue
+        shared = config.parallel.tensor > 1 and getattr(parameter, "tensor_model_parallel", False)
+        layouts[parameter] = Layout(
+            rows=_matrix_rows(config.model, name, parameter.shape[0]),
+            split_dim=getattr(parameter, "partition_dim", None) if shared else None,
+            group=parallel_state.get_tensor_model_parallel_group() if shared else None,
+        )
+    every: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, wrong)
+    if found := sorted({name for rank in every for name in rank}):
+        raise ConfigError(
+            f"optim.muon.parameters={config.optim.muon.parameters} match {found[0]}, which is no matrix and cannot be made "
+            f"orthogonal; narrow the patterns to matrices"
+        )
+    return layouts
+
+
+def _matrix_rows(model: ModelConfig, name: str, rows: int) -> tuple[int, ...]:
+    """Rows of each matrix in a block of a weight: [query heads, key, value] per query group, [gate, up], or all."""
+    if name.endswith("linear_qkv.weight"):
+        return model.num_attention_heads // model.query_groups * model.kv_channels, model.kv_channels, model.kv_channels
+    if name.endswith("linear_fc1.weight"):
+        return rows // 2, rows // 2
+    return (rows,)
 
 
 def _use_own_adamw() -> None:
@@ -114,50 +200,3 @@ def _use_torch_for_norms() -> None:
         module.multi_tensor_applier = utils.local_multi_tensor_applier
         module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
     clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
-
-
-class AdamW(torch.optim.Optimizer):
-    """torch's fused AdamW with the state layout of Transformer Engine's FusedAdam: one step count per parameter group,
-    `exp_avg` and `exp_avg_sq` per parameter. A checkpoint written with either loads with the other."""
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        adam_w_mode: bool = True,
-    ) -> None:
-        if not adam_w_mode:
-            raise ValueError("adam_w_mode=False (weight decay inside the gradient) is not offered; use decoupled weight decay")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            done = int(group.get("step", 0))
-            group["step"] = done + 1
-            parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
-            if not parameters:
-                continue
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-            adamw(
-                parameters,
-                [p.grad for p in parameters],
-                [self.state[p]["exp_avg"] for p in parameters],
-                [self.state[p]["exp_avg_sq"] for p in parameters],
-                max_exp_avg_sqs=[],
-                state_steps=[torch.tensor(float(done), device=p.device) for p in parameters],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )

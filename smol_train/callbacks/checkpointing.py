@@ -49,7 +49,8 @@ class Checkpointing(Callback):
 
     def _save(self, trainer: "Trainer", reason: str, periodic: bool) -> None:
         config = trainer.config
-        cheap = periodic and config.train.precision == "bf16"  # see smol_train/checkpoint.py on fp32
+        # See smol_train/checkpoint.py on fp32; optimizers that are not distributed have one form, which is cheap.
+        cheap = periodic and config.train.precision == "bf16" and config.optim.distributed
         self.queue.maybe_finalize_async_calls(blocking=True)  # one at a time: a second would double the memory held
         folder = checkpoint.save(
             trainer.output_dir,

@@ -76,6 +76,18 @@ RULES: list[tuple[dict[str, Any], str]] = [
         "optim.schedule.milestones=[5, 5] must rise from one to the next",
     ),
     ({"optim.schedule.decay_shape": "exponential"}, "optim.schedule.min_learning_rate=0 with decay_shape: exponential"),
+    (
+        {"optim.muon": {"momentum": 0.9}},
+        "optim.muon is set, but optimizer=adamw does not read it; set optimizer: muon or take it out",
+    ),
+    (
+        {"optim.optimizer": "muon", "optim.ademamix": {"alpha": 4}},
+        "optim.ademamix is set, but optimizer=muon does not read it; set optimizer: ademamix or take it out",
+    ),
+    (
+        {"optim.optimizer": "ademamix", "optim.ademamix": {"beta3": 0.8}},
+        "optim.ademamix.beta3=0.8 is below betas[0]=0.9; the slow average needs the larger one",
+    ),
     # across sections
     ({"parallel.tensor": 3}, "model.num_attention_heads=4 is not divisible by parallel.tensor=3"),
     ({"parallel.tensor": 4, "model.num_query_groups": 2}, "model.num_query_groups=2 is not divisible by parallel.tensor=4"),

@@ -138,6 +138,18 @@ def test_one_device_holds_all_parameters_and_states() -> None:
     assert bf16.total == bf16.weights + bf16.gradients + bf16.optimizer + bf16.activations + bf16.logits
 
 
+@pytest.mark.parametrize("name", ["muon", "ademamix"])
+def test_muon_and_ademamix_keep_their_states_whole_on_every_data_parallel_rank(name: str) -> None:
+    config = small(optim={"learning_rate": 1.0, "optimizer": name})
+    n = config.model.parameters
+    outside = 96 * 64 + 8 * 2 * 64 + 64  # embedding, tied head; two norms a layer; the last norm
+    states = 16 * n if name == "ademamix" else 8 * (n - outside) + 12 * outside
+    assert device_memory(config, "bf16", 1).optimizer == device_memory(config, "bf16", 4).optimizer == states
+    cost = plan(config).checkpoint
+    assert cost.disk_bytes == 2 * n + states
+    assert [(save.sharding, save.pause_seconds) for save in cost.saves] == [("fully_reshardable", 0.0)]
+
+
 def test_the_optimizer_is_shared_by_the_data_and_context_parallel_ranks() -> None:
     whole = device_memory(small(), "bf16", 1).optimizer
     assert device_memory(small(), "bf16", 4).optimizer == whole // 4
