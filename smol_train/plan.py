@@ -2,7 +2,7 @@
 
     python -m smol_train.plan --config configs/smollm3/pretrain.yaml --gpus 384
     python -m smol_train.plan --config C.yaml --mfu 0.4 --peak-tflops 989 train.micro_batch_size=4
-    python -m smol_train.plan --config C.yaml --gpus 64 --gpu h100 [--search [--memory 60]]
+    python -m smol_train.plan --config C.yaml --gpus 64 --gpu h100 [--search [--memory 60] [--measure]]
     python pretrain_smol.py --config C.yaml --dry-run [--json]      the same behind the resolved configuration
 
 Everything follows from the configuration by arithmetic (model/config.py, schedule.py, memory.py): no data, no GPU, and
@@ -20,6 +20,8 @@ from smol_config import ConfigError, Section, UserError, load, to_yaml, unset_va
 from smol_train import plan_text
 from smol_train.config import RunConfig
 from smol_train.gpus import find_gpu
+from smol_train.measure import measure
+from smol_train.measure import render as render_measured
 from smol_train.memory import PRECISIONS, CheckpointCost, DeviceMemory, checkpoint_cost, device_memory
 from smol_train.schedule import decay_start, learning_rate
 from smol_train.search import render as render_search
@@ -266,9 +268,13 @@ def _show(path: str, overrides: Sequence[str], as_json: bool, with_config: bool,
 def _search(options: argparse.Namespace) -> int:
     if options.gpus is None:
         raise ConfigError("--search has no --gpus; say on how many devices, e.g. --gpus 64")
-    config = load(RunConfig, options.config, options.overrides, keep_unset=True)
+    config = load(RunConfig, options.config, options.overrides, keep_unset=not options.measure)
     result = search(config, options.gpus, find_gpu(options.gpu or "h100"), options.memory)
-    print(json.dumps(result.model_dump(mode="json"), indent=2) if options.json else render_search(result))
+    measured = measure(config, result) if options.measure else []
+    if options.json:
+        print(json.dumps({**result.model_dump(mode="json"), "measured": [one.model_dump() for one in measured]}, indent=2))
+    else:
+        print("\n\n".join([render_search(result), *([render_measured(measured)] if measured else [])]))
     return 0 if result.ranked else 2
 
 
@@ -293,14 +299,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--search", action="store_true", help="rank the layouts on --gpus devices (of kind --gpu, default h100)"
     )
     parser.add_argument("--memory", type=float, metavar="GIB", help="with --search: of one device; default: the GPU's own")
+    parser.add_argument("--measure", action="store_true", help="with --search: time the best three on this node's ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     options = parser.parse_intermixed_args(arguments)
     try:
         if options.search:
             return _search(options)
-        if options.memory is not None:
-            raise ConfigError(f"--memory {options.memory} only means something with --search; add it or leave --memory out")
+        if options.memory is not None or options.measure:
+            raise ConfigError("--memory and --measure only mean something with --search; add it or leave them out")
         how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
         return _show(options.config, options.overrides, options.json, False, options.summary, **how)
     except UserError as error:

@@ -156,7 +156,7 @@ def render(result: Search) -> str:
     return "\n".join(lines)
 
 
-def _best_micro_batches(ranked: list[Ranked]) -> list[Ranked]:
+def best_micro_batches(ranked: list[Ranked]) -> list[Ranked]:
     """The fastest of each tensor x pipeline x context."""
     best: dict[tuple[int, int, int], Ranked] = {}
     for one in ranked:
@@ -169,7 +169,7 @@ def _table(ranked: list[Ranked]) -> Iterator[str]:
         yield "no layout divides and fits; give more GPUs or memory, or change train.global_batch_size"
         return
     yield "tensor pipeline context  data  micro-batch  steps of it      GiB   s a step  tokens/s/GPU    MFU  waits most on"
-    best = _best_micro_batches(ranked)
+    best = best_micro_batches(ranked)
     for one in best[:_SHOWN]:
         layout, speed = one.layout, one.speed
         yield (

@@ -44,6 +44,7 @@ def test_the_fastest_stands_first_and_no_layout_stands_twice(found: Search) -> N
     assert rates == sorted(rates, reverse=True)
     layouts = [one.layout.model_dump_json() for one in (*found.ranked, *found.refused)]
     assert len(layouts) == len(set(layouts))
+    assert {one.layout.micro_batch_size for one in (*found.ranked, *found.refused) if one.layout.context > 1} == {1}
     best = found.ranked[0].layout
     assert (best.tensor, best.pipeline, best.context) == (1, 1, 1)  # the model fits one GPU: nothing to gain by splitting
 
@@ -108,7 +109,9 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("16 x h200, 54.0 GiB")
     assert main([*arguments, "--json"]) == 0
-    result = Search.model_validate(json.loads(capsys.readouterr().out))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("measured") == []
+    result = Search.model_validate(printed)
     assert (result.gpus, result.gpu) == (16, "h200")
 
 
@@ -129,4 +132,4 @@ def test_a_named_gpu_replaces_the_assumed_utilisation(capsys: pytest.CaptureFixt
     assert main(["--config", SMOLLM3, "--summary"]) == 2
     assert "--summary has no --gpu" in capsys.readouterr().err
     assert main(["--config", SMOLLM3, "--memory", "60"]) == 2
-    assert "--memory 60.0 only means something with --search" in capsys.readouterr().err
+    assert "--memory and --measure only mean something with --search" in capsys.readouterr().err
