@@ -9,7 +9,7 @@ second, results seconds. Hardware figures are published; KERNEL_SHARE alone is c
 here was measured by this repository. docs/results/scaling_paper.md holds the model against other published runs.
 
 Left out: kernel launches (a host that cannot keep up hurts small models and small micro-batches most), latency of
-collectives, stragglers, evaluation, checkpoints, data loading. Interleaved pipelines are not in the trainer.
+collectives, stragglers, Muon's products, evaluation, checkpoints, data loading. Interleaved pipelines are not in the trainer.
 """
 
 import math
@@ -225,6 +225,9 @@ def step_time(
     parameters = max(stage_parameters(model, parallel.tensor, parallel.pipeline, stage) for stage in stages)
     members = copies * parallel.context
     scatter, gather = data_parallel_seconds(gpu, parameters, members, parallel.tensor)
+    if not config.optim.distributed:  # gradients are all-reduced, every rank updates everything
+        scatter, gather = 2 * scatter, 0.0
+    owners = members if config.optim.distributed else 1
     if parallel.overlap:  # the last micro-batch's backward hides the one, the first one's forward the other
         scatter, gather = max(scatter - backward, 0.0), max(gather - forward, 0.0)
 
@@ -237,7 +240,7 @@ def step_time(
         "pipeline_transfers": micro_batches * transfers,
         "pipeline_bubble": busy * pipeline_bubble(parallel.pipeline, micro_batches),
         "data_parallel": scatter + gather,
-        "optimizer": optimizer_seconds(gpu, parameters, members) / kernel_share,
+        "optimizer": optimizer_seconds(gpu, parameters, owners) / kernel_share,
     }
     total = sum(parts.values())
     rate = config.tokens_per_step / total / gpus

@@ -10,6 +10,7 @@ from smol_config import ConfigError
 from smol_train.config import RunConfig
 from smol_train.gpus import GPUS, find_gpu
 from smol_train.speed import (
+    KERNEL_SHARE,
     StepTime,
     attention_seconds,
     context_parallel_seconds,
@@ -173,6 +174,14 @@ def test_overlap_hides_the_data_parallel_traffic_until_there_is_too_little_to_co
 def test_the_optimizer_is_shared_by_the_copies() -> None:
     assert optimizer_seconds(H100, 10**9, 1) == pytest.approx(38e9 / H100.hbm_rate)
     assert optimizer_seconds(H100, 10**9, 10**9) == pytest.approx(4e9 / H100.hbm_rate, rel=1e-6)
+
+
+def test_an_optimizer_that_no_one_shares_reduces_all_gradients_and_updates_all_weights() -> None:
+    shared, whole = (seconds(384, "parallel.overlap=false", f"optim.optimizer={name}") for name in ("adamw", "ademamix"))
+    scatter, gather = data_parallel_seconds(H100, 1_537_624_064, 192, 2)
+    assert shared.data_parallel == pytest.approx(scatter + gather)
+    assert whole.data_parallel == pytest.approx(2 * scatter)
+    assert whole.optimizer == pytest.approx(optimizer_seconds(H100, 1_537_624_064, 1) / KERNEL_SHARE)
 
 
 def test_faster_gpus_are_faster_everywhere() -> None:
