@@ -51,7 +51,9 @@ class Held:
         self.folder, self.closed = folder, folder.parent / "closed"
         self.closed.touch()
         code = (
-            "import sys; from pathlib import Path; from data_tools.__main__ import main; from data_tools import tokenize_text\n"
+            "import signal, sys; from pathlib import Path; from data_tools.__main__ import main\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run under nohup inherit a deaf ear\n"
+            "from data_tools import tokenize_text\n"
             "from test_tokenize_resume import settings\n"
             "tokenize_text.run = lambda options: tokenize_text.tokenize(settings(*map(Path, sys.argv[1:]), workers=2))\n"
             "sys.exit(main(['tokenize', 'a', 'b', '--tokenizer', 'c']))"
