@@ -87,6 +87,19 @@ def states_by_name(overrides: Sequence[str]) -> dict[str, list[str]]:
         return {name: sorted(inner.state[getattr(p, "main_param", p)]) for name, p in names.items()}
 
 
+def matrix_rows_by_name(overrides: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Rows of the matrices that each of Muon's parameters on this rank is made of, by its name in a checkpoint."""
+    from smol_train.model import build_training_model
+    from smol_train.optim import build_optimizer, parameter_names
+    from smol_train.parallel import process_groups
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    with process_groups(config.parallel, config.train.seed):
+        model = build_training_model(config)
+        layouts = build_optimizer(config, model).optimizer.layouts
+        return {name: layouts[p].rows for name, p in parameter_names(model).items() if p in layouts}
+
+
 def loaded_states(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     """What a checkpoint gives this rank: each parameter's states and its fp32 master, by its name in a checkpoint."""
     from megatron.core import parallel_state
