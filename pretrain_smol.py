@@ -6,16 +6,19 @@
     srun ... python pretrain_smol.py --config C.yaml                                  a cluster, one task a rank
     python pretrain_smol.py --check-environment                                       what is installed and what for
 
-A run goes on from its newest whole checkpoint. Exit codes: 0 done, 85 start me again (a signal: state is saved), 93 do not
-start me again before the configuration or the data is mended; anything else is a crash.
+A run goes on from its newest whole checkpoint. Exit codes: 0 done, 85 start me again (a signal: state is saved; a hang: stacks
+are in RUN/hangs), 93 do not start me again before the configuration or the data is mended, or because RUN/stop was there;
+anything else is a crash. While it runs, `touch` RUN/stop, RUN/save or RUN/profile (5 steps, into RUN/profiles).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from smol_config import UserError, load
 
@@ -69,18 +72,37 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
 
     quiet_known_warnings()
     # Below here torch and Megatron-Core load, which takes seconds; a faulty configuration has already been refused.
+    from smol_train.callbacks.alerts import Alerts
     from smol_train.callbacks.checkpointing import Checkpointing
     from smol_train.callbacks.evaluation import HeldOutEvaluation
     from smol_train.callbacks.metrics import MetricsWriter
+    from smol_train.callbacks.profiling import Profiling
     from smol_train.callbacks.progress import Progress
-    from smol_train.callbacks.signals import StopOnSignal
+    from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
+    from smol_train.callbacks.watchdog import Watchdog, collective_timeout
     from smol_train.parallel import process_groups
+    from smol_train.run_lock import run_lock
     from smol_train.trainer import Trainer
 
-    with process_groups(config.parallel, config.train.seed) as ranks:
+    run = Path(config.train.output_dir)
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(process_groups(config.parallel, config.train.seed, collective_timeout(config.watchdog)))
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
         logging.getLogger("smol_train").setLevel(logging.INFO if ranks.is_main else logging.WARNING)
-        callbacks = [StopOnSignal(), HeldOutEvaluation(), MetricsWriter(), Progress(), Checkpointing()]
+        stack.enter_context(run_lock(run, ranks))
+        alerts = stack.enter_context(Alerts(config.alerts, run, ranks.is_main))
+        watchdog = stack.enter_context(Watchdog(config.watchdog, run, ranks, alerts))
+        callbacks = [
+            watchdog,
+            alerts,
+            StopOnSignal(),
+            TriggerFiles(),
+            HeldOutEvaluation(),
+            MetricsWriter(),
+            Progress(),
+            Checkpointing(),
+            Profiling(config.profiling, ranks),
+        ]
         return Trainer(config, ranks, callbacks).fit()
 
 

@@ -4,9 +4,9 @@ Each section stands beside the code it configures where that code is light to im
 trainer's own sections stand here, so that a plan or a dry run loads neither torch nor Megatron-Core.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
 
 from smol_config import Section
 from smol_data.config import DataConfig
@@ -198,6 +198,66 @@ class EvaluationConfig(Section):
     """Windows of each held-out set, from its beginning; fewer where it holds fewer."""
 
 
+class WatchdogConfig(Section):
+    """How long a rank may make no progress before the stacks of all ranks are written and the run exits 85."""
+
+    minutes: NonNegativeFloat = 30.0
+    """For one training step; 0 switches the watchdog off."""
+    first_step_minutes: PositiveFloat = 60.0
+    """For building the model and loading the checkpoint, and again for the first step, which compiles."""
+    pause_minutes: PositiveFloat = 60.0
+    """For all that happens between two steps (evaluating, saving) and after the last."""
+
+    @property
+    def longest_minutes(self) -> float:
+        """The longest that a rank may wait; collectives must be given more, or they end the run first."""
+        return max(self.minutes, self.first_step_minutes, self.pause_minutes)
+
+    def problems(self) -> list[str]:
+        if self.minutes > self.first_step_minutes:
+            return [
+                f"first_step_minutes={self.first_step_minutes} is below minutes={self.minutes}, but the first step takes "
+                f"longest; raise it"
+            ]
+        return []
+
+
+AlertEvent = Literal["started", "resumed", "stalled", "stopped", "crashed", "done"]
+"""What can be told: see smol_train/callbacks/alerts.py."""
+
+
+class AlertsConfig(Section):
+    """What is told to a chat channel. Every event is also a line of alerts.jsonl."""
+
+    webhook: SecretStr | None = Field(default=None, exclude=True)
+    """URL that takes Slack's {"text": ...}, such as ${SLACK_WEBHOOK}. Whoever knows it can write to the channel, so it is
+    not stored with checkpoints and not printed."""
+    events: list[AlertEvent] = Field(default_factory=lambda: list(get_args(AlertEvent)))
+    """Events that go to the webhook."""
+
+    def problems(self) -> list[str]:
+        url = self.webhook.get_secret_value() if self.webhook else ""
+        if url and not url.startswith(("https://", "http://", "${")):
+            return [f"webhook={url[:8]!r}... is not an http or https URL; give the whole URL of the webhook"]
+        return []
+
+
+class ProfilingConfig(Section):
+    """A window of steps recorded by torch's profiler. RUN/profile opens one of 5 steps while the run goes on."""
+
+    steps: tuple[NonNegativeInt, PositiveInt] | None = None
+    """[100, 105] records the 5 steps after step 100."""
+    ranks: list[NonNegativeInt] = Field(default_factory=lambda: [0])
+    """Ranks that record; each writes files of its own."""
+    memory: bool = False
+    """Also record every allocation of GPU memory with its stack; does nothing on a host without CUDA."""
+
+    def problems(self) -> list[str]:
+        if self.steps and self.steps[0] >= self.steps[1]:
+            return [f"steps={list(self.steps)} holds no step; give [first, end] with first < end"]
+        return []
+
+
 class RunConfig(Section):
     """One run."""
 
@@ -210,6 +270,9 @@ class RunConfig(Section):
     start_from: StartFromConfig | None = None
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    alerts: AlertsConfig = AlertsConfig()
+    profiling: ProfilingConfig = ProfilingConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -273,5 +336,10 @@ class RunConfig(Section):
             found.append(
                 f"optim.schedule: warmup_steps={schedule.warmup_steps} and decay_steps={schedule.decay_steps} do not fit into "
                 f"the run's {self.train_steps} steps; lengthen data.stages or shorten them"
+            )
+        if self.profiling.steps and self.profiling.steps[0] >= self.train_steps:
+            found.append(
+                f"profiling.steps={list(self.profiling.steps)} begins after the run's {self.train_steps} steps; choose earlier "
+                f"ones"
             )
         return found

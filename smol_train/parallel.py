@@ -20,7 +20,7 @@ from smol_data.batch import ContextRank
 from smol_train.config import ParallelConfig
 
 TIMEOUT = timedelta(minutes=30)
-"""Of collectives: longer than any checkpoint load or first-step compilation, short enough to end a hung run."""
+"""Of collectives, where no watchdog ends a hung run: longer than any checkpoint load or first-step compilation."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,20 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[Ranks]:
+def process_groups(parallel: ParallelConfig, seed: int, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Start torch.distributed and Megatron-Core's groups, seed all generators; take everything down at the end.
 
     Raises ConfigError when the world does not fit `parallel`. A group that torchrun's parent already started is used.
+    `timeout` is that of collectives: with a watchdog more than it allows, so that the watchdog is the one to judge.
     """
-    device = _join_world()
+    device = _join_world(timeout)
     try:
         _check_world(parallel)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
             context_parallel_size=parallel.context,
-            distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+            distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
         )
         seed_everything(seed)
         yield Ranks(
@@ -69,7 +70,7 @@ def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-def _join_world() -> torch.device:
+def _join_world(timeout: timedelta) -> torch.device:
     """Start the default process group; returns this rank's device."""
     # One hardware queue: a collective started before a GEMM also runs before it, which the overlap of tensor-parallel
     # communication relies on. Read when CUDA starts, so it is set first; SmolLM3's launch script set it too.
@@ -89,7 +90,7 @@ def _join_world() -> torch.device:
         rank=rank,
         world_size=world,
         store=store,
-        timeout=TIMEOUT,
+        timeout=timeout,
         device_id=device if cuda else None,
     )
     return device

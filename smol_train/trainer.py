@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 DONE, REQUEUE, REFUSED = 0, 85, 93
 """Exit codes: the run is complete; start it again; do not start it again before something is mended."""
+
+Request = Literal["save", "profile"]
+"""What can be asked for while a run goes on, besides its end."""
+REQUESTS: tuple[Request, ...] = get_args(Request)
 
 
 class Trainer:
@@ -64,6 +68,9 @@ class Trainer:
         self._check_data()
         self.batches = _TimedIterator(self.loader)
         self.exit_code = self._wanted_code = DONE
+        self.requests: frozenset[Request] = frozenset()
+        """What all ranks agreed on with the last step, for the callbacks that do it."""
+        self._wanted_requests: set[Request] = set()
 
     def fit(self) -> int:
         """Train to the end, or until a stop is requested; returns the process's exit code."""
@@ -72,6 +79,7 @@ class Trainer:
             if self.state.step >= self.total_steps:
                 logger.info("nothing left to train: the run is complete at step %d", self.state.step)
             while self.state.step < self.total_steps and self.exit_code == DONE:
+                self._tell("on_step_start", self)
                 metrics = self._train_step()
                 self._tell("on_step_end", self, metrics)
             self._tell("on_fit_end", self)
@@ -81,8 +89,12 @@ class Trainer:
         return self.exit_code
 
     def request_stop(self, code: int) -> None:
-        """Stop after the coming step, on all ranks, with this exit code; any one rank may ask."""
-        self._wanted_code = code
+        """Stop after the coming step, on all ranks, with this exit code, or the highest; any one rank may ask."""
+        self._wanted_code = max(self._wanted_code, code)
+
+    def request(self, what: Request) -> None:
+        """Have something done on all ranks after the coming step; any one rank may ask."""
+        self._wanted_requests.add(what)
 
     @property
     def stage(self) -> str:
@@ -152,25 +164,27 @@ class Trainer:
         )
         return reports
 
-    def sum_over_ranks(self, reports: list[Any], wanted_code: int = DONE) -> tuple[float, float, int]:
-        """(loss sum, targets, highest exit code wanted) over all ranks, known to all ranks after one collective.
+    def sum_over_ranks(self, reports: list[Any], wanted: Sequence[int] = ()) -> tuple[float, float, list[int]]:
+        """(loss sum, targets, the highest of each wanted number) over all ranks, known to all ranks after one collective.
 
         Only last stages have reports; tensor-parallel ranks repeat each other's and are counted once.
         """
-        world = torch.zeros(self.ranks.world_size, 3, dtype=torch.float64, device=self.ranks.device)
+        world = torch.zeros(self.ranks.world_size, 2 + len(wanted), dtype=torch.float64, device=self.ranks.device)
         mine = world[self.ranks.rank]
         if reports:
             mine[:2] = (
                 torch.stack([report["loss_and_targets"] for report in reports]).double().sum(0) / self.config.parallel.tensor
             )
-        mine[2] = wanted_code
+        mine[2:] = torch.tensor(wanted, dtype=torch.float64)
         torch.distributed.all_reduce(world)
         total, targets = world[:, :2].sum(0).tolist()
-        return total, targets, int(world[:, 2].max())
+        return total, targets, [int(number) for number in world[:, 2:].amax(0)]
 
     def _reduce(self, reports: list[Any]) -> tuple[float, float]:
-        total, targets, code = self.sum_over_ranks(reports, self._wanted_code)
-        self.exit_code = code
+        asked, self._wanted_requests = self._wanted_requests, set()
+        wanted = [self._wanted_code, *(request in asked for request in REQUESTS)]
+        total, targets, (self.exit_code, *agreed) = self.sum_over_ranks(reports, wanted)
+        self.requests = frozenset(request for request, yes in zip(REQUESTS, agreed, strict=True) if yes)
         return total / max(targets, 1.0), targets
 
     def _synchronize(self) -> None:

@@ -20,6 +20,9 @@ class Callback:
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Before the first step of this process; `trainer.state` is where it starts."""
 
+    def on_step_start(self, trainer: "Trainer") -> None:
+        """Before each step, when all that followed the one before is done."""
+
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
         """After each optimizer step; `trainer.state` counts it already."""
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointing(Callback):
-    """Saves every so many steps or minutes, at a stage's end, when a stop was requested and at the run's end."""
+    """Saves every so many steps or minutes, at a stage's end, on request, when a stop was requested and at the run's end."""
 
     def __init__(self) -> None:
         # A forked writer sees memory as it was at the fork: later steps cannot tear a save. (Megatron-Core's persistent
@@ -38,6 +38,8 @@ class Checkpointing(Callback):
             self._save(trainer, f"end of stage {trainer.stage}", periodic=False)
         elif trainer.exit_code:
             self._save(trainer, "stop requested", periodic=False)
+        elif "save" in trainer.requests:
+            self._save(trainer, "save requested", periodic=False)
         elif step % settings.every_steps == 0 or self._minutes_are_up(trainer):
             self._save(trainer, "periodic", periodic=True)
         if self.last_step == step:
