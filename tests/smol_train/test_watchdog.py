@@ -28,6 +28,7 @@ def alerts(run: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (run / "alerts.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_hung_rank_leaves_all_stacks_an_alert_and_a_run_that_goes_on(overrides: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     with world(2, faulty("sleeps", rank=1, step=4, overrides=overrides)) as processes:
@@ -48,6 +49,7 @@ def test_a_hung_rank_leaves_all_stacks_an_alert_and_a_run_that_goes_on(overrides
     assert json.loads((run / "heartbeat" / "rank_1.json").read_text())["phase"] == "ended"
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_while_saving_has_the_longer_allowance(overrides: list[str], tmp_path: Path) -> None:
     with world(2, faulty("saves", rank=0, step=3, overrides=overrides)) as processes:
         assert codes(processes) == [85, 85]
@@ -56,6 +58,7 @@ def test_a_rank_that_hangs_while_saving_has_the_longer_allowance(overrides: list
     assert float(stacks.split()[6]) >= 12  # seconds: 0.2 minutes, four times what a step has
 
 
+@pytest.mark.slow
 def test_the_others_leave_when_a_rank_freezes(overrides: list[str], tmp_path: Path) -> None:
     """Without a launcher to end them, and without the frozen rank's stacks, which nobody can write."""
     with world(2, faulty("frozen", rank=1, step=4, overrides=overrides)) as processes:
@@ -65,6 +68,7 @@ def test_the_others_leave_when_a_rank_freezes(overrides: list[str], tmp_path: Pa
     assert (tmp_path / "run" / "iter_0000003" / "COMPLETE").exists()
 
 
+@pytest.mark.slow
 def test_the_others_leave_when_a_rank_is_killed(overrides: list[str], tmp_path: Path) -> None:
     with world(2, faulty("killed", rank=1, step=4, overrides=overrides)) as processes:
         survivor, killed = codes(processes)
