@@ -67,7 +67,7 @@ class DataConfig(Section):
             raise ValueError(f"stage {stages[0].name!r} is the first and has no mixture before it to keep; remove keep")
         mixed = stages[:1]
         for stage in stages[1:]:
-            mixed.append(_after(mixed[-1], stage) if stage.keep is not None else stage)
+            mixed.append(_after(mixed[-1], stage))
         return mixed
 
     def problems(self) -> list[str]:
@@ -85,7 +85,7 @@ class DataConfig(Section):
 
 
 def _after(before: StageConfig, stage: StageConfig) -> StageConfig:
-    """`stage` with its `keep` worked into its weights, which then sum to 1."""
+    """`stage` with its `keep`, if it has one, worked into its weights, which then sum to 1."""
     if stage.keep is None or stage.problems() or before.problems():
         return stage  # the problems are reported with the rest of the section
     shares = {name: stage.keep * weight / sum(before.weights.values()) for name, weight in before.weights.items() if weight}

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from smol_train.callbacks.base import Callback
+from smol_train.trainer import REFUSED, REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
@@ -35,9 +36,9 @@ class StopOnSignal(Callback):
     def on_fit_start(self, trainer: "Trainer") -> None:
         def stop(number: int, frame: FrameType | None) -> None:
             received = signal.Signals(number)
-            logger.warning("%s received: saving after the current step, then exiting with 85", received.name)
+            logger.warning("%s received: saving after the current step, then exiting with %d", received.name, REQUEUE)
             signal.signal(received, self.previous.pop(received, signal.SIG_DFL))
-            trainer.request_stop(85)
+            trainer.request_stop(REQUEUE)
 
         self.previous = {number: signal.signal(number, stop) for number in SIGNALS}
 
@@ -54,7 +55,7 @@ class TriggerFiles(Callback):
         if not trainer.ranks.is_main:
             return
         if _taken(trainer.output_dir / "stop"):
-            trainer.request_stop(93)
+            trainer.request_stop(REFUSED)
         if _taken(trainer.output_dir / "save"):
             trainer.request("save")
         if _taken(trainer.output_dir / "profile"):

@@ -33,13 +33,13 @@ from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.config import WatchdogConfig
 from smol_train.parallel import TIMEOUT, Ranks
+from smol_train.trainer import REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-REQUEUE = 85
 WAIT_FOR_OTHERS_SECONDS = 30.0
 LAST_RESORT_SECONDS = 90.0
 """How long after the limit the C timer acts, by when the thread has waited for the others and delivered the alert."""
