@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from smol_train.adamw import AdamW
-from smol_train.config import AdEMAMixConfig
+from smol_train.sections.optim import AdEMAMixConfig
 
 
 class AdEMAMix(AdamW):

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 
 from smol_config import ConfigError, Section, UserError, load, to_yaml
-from smol_train.config import RunConfig, ScheduleConfig
+from smol_train.config import RunConfig
 from smol_train.gpus import GPUS_PER_NODE
 from smol_train.search import Layout, Search, apply, best_micro_batches
+from smol_train.sections.optim import ScheduleConfig
 
 STEPS, WARMUP = 20, 5
 LAYOUTS = 3

@@ -11,7 +11,8 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from smol_model.spec import Backend, SmolGPT, build_model, resolve_backend, transformer_config
-from smol_train.config import ParallelConfig, RunConfig
+from smol_train.config import RunConfig
+from smol_train.sections.layout import ParallelConfig
 
 
 def parallel_options(parallel: ParallelConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from smol_train.adamw import AdamW
-from smol_train.config import MuonConfig
+from smol_train.sections.optim import MuonConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the quintic iteration (Jordan et al. 2024): singular values end near 1 (0.7 to 1.2), small ones rise fastest."""

@@ -32,15 +32,16 @@ from smol_model.config import ModelConfig
 from smol_model.spec import DTYPES
 from smol_train.adamw import AdamW
 from smol_train.ademamix import AdEMAMix
-from smol_train.config import OptimConfig, RunConfig
+from smol_train.config import RunConfig
 from smol_train.model import unwrap
 from smol_train.muon import Layout, Muon
+from smol_train.sections.optim import OptimConfig
 
 METADATA = {"non_homogeneous_layers": True}
 """Asks Megatron-Core for one sharded key per layer, instead of all layers stacked into one tensor."""
 
 
-def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> MegatronOptimizer:
+def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> ChainedOptimizer:
     """The configured optimizer with fp32 master weights; raises ConfigError for patterns that match no parameter."""
     optim = config.optim
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER or not torch.cuda.is_available():
@@ -73,7 +74,7 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> Megatr
 
 def _replicated_optimizer(
     config: RunConfig, megatron: OptimizerConfig, model: DistributedDataParallel, overrides: dict[ParamKey, ParamGroupOverride]
-) -> MegatronOptimizer:
+) -> ChainedOptimizer:
     """Muon or AdEMAMix in Megatron-Core's optimizer for bf16 or fp32 parameters, states whole on every data-parallel rank."""
     optim, layouts = config.optim, {}
     if optim.optimizer == "muon":
@@ -120,6 +121,24 @@ def set_hyperparameters(optimizer: MegatronOptimizer, optim: OptimConfig, learni
         group["lr"] = learning_rate
         group["weight_decay"] = optim.weight_decay * group["wd_mult"]
         group["betas"], group["eps"] = optim.betas, optim.eps
+
+
+def gradient_norm(optimizer: MegatronOptimizer) -> float:
+    """Ready the gradients of a finished backward pass for `update`; returns their global L2 norm before clipping."""
+    optimizer.prepare_grads()  # says whether a loss scale overflowed; bf16 and fp32 have none
+    return float(optimizer.get_grad_norm())
+
+
+def update(optimizer: ChainedOptimizer, norm: float, clip: float) -> None:
+    """Clip the ready gradients, whose global norm is `norm`, to `clip` (0: not at all) and step.
+
+    What MegatronOptimizer.step does in one go, cut in two so that someone can look at the norm and not step.
+    """
+    for inner in optimizer.chained_optimizers:
+        parameters = inner.get_parameters()
+        if clip and parameters:
+            clip_grads.clip_grad_by_total_norm_fp32(parameters, clip, norm)
+    optimizer.step_with_ready_grads()
 
 
 def parameter_names(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:

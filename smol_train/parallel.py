@@ -17,7 +17,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from smol_config import ConfigError
 from smol_data.batch import ContextRank
-from smol_train.config import ParallelConfig
+from smol_train.sections.layout import ParallelConfig
 
 TIMEOUT = timedelta(minutes=30)
 """Of collectives, where no watchdog ends a hung run: longer than any checkpoint load or first-step compilation."""

@@ -9,7 +9,7 @@ Imports no torch, so that a dry run starts at once.
 
 import math
 
-from smol_train.config import OptimConfig, ScheduleConfig
+from smol_train.sections.optim import OptimConfig, ScheduleConfig
 
 
 def decay_start(schedule: ScheduleConfig, train_steps: int) -> int | None:

@@ -2,8 +2,8 @@
 
     RunConfig -> model, optimizer, data order -> (resume | start_from | fresh) -> step, step, step -> exit code
 
-One step: set the learning rate, run Megatron-Core's pipeline schedule over this rank's micro-batches, let the distributed
-optimizer clip and update, and reduce three numbers over all ranks: loss, targets and whether anyone wants to stop.
+One step: set the learning rate, run Megatron-Core's pipeline schedule over this rank's micro-batches, reduce three numbers over
+all ranks (loss, targets and whether anyone wants to stop), and let the optimizer clip and update.
 """
 
 import logging
@@ -23,11 +23,12 @@ from smol_data.schedule import Segment, batch_at, resolve_segments, total_steps
 from smol_train import checkpoint
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint import TrainState
-from smol_train.config import RunConfig, StartFromConfig
+from smol_train.config import RunConfig
 from smol_train.model import build_training_model
-from smol_train.optim import build_optimizer, set_hyperparameters
+from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
 from smol_train.schedule import learning_rate
+from smol_train.sections.run import StartFromConfig
 from smol_train.step import forward_step
 
 logger = logging.getLogger(__name__)
@@ -49,24 +50,7 @@ class Trainer:
         self.model = build_training_model(config)
         self.optimizer = build_optimizer(config, self.model)
         self.state, history = self._restore()
-        data = config.data
-        self.segments = resolve_segments(
-            data.stages, data.sequence_length, config.train.global_batch_size, data.skip_samples, history
-        )
-        self.total_steps = total_steps(self.segments)
-        self.loader = TrainLoader(
-            data,
-            self.segments,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.data_parallel_rank,
-            world_size=ranks.data_parallel_size,
-            device=ranks.device,
-            start_step=self.state.step,
-            vocab_size=config.model.vocab_size,
-            context=ranks.context,
-        )
-        self._check_data()
-        self.batches = _TimedIterator(self.loader)
+        self._open_data(history)
         self.exit_code = self._wanted_code = DONE
         self.requests: frozenset[Request] = frozenset()
         """What all ranks agreed on with the last step, for the callbacks that do it."""
@@ -124,8 +108,9 @@ class Trainer:
         reports = self.forward_backward(self.batches, self.loader.micro_batches(self.state.step), forward_only=False)
         self._synchronize()
         passed = time.perf_counter()
-        _, grad_norm, _ = self.optimizer.step()
+        grad_norm = gradient_norm(self.optimizer)
         loss, targets = self._reduce(reports)
+        update(self.optimizer, grad_norm, self.config.optim.clip_grad_norm)
         ended = time.perf_counter()
 
         tokens = batch.batch_size * self.config.data.sequence_length
@@ -137,7 +122,7 @@ class Trainer:
         )
         return {
             "train/loss": loss,
-            "train/grad_norm": float(grad_norm),
+            "train/grad_norm": grad_norm,
             "train/learning_rate": rate,
             "train/global_batch_size": batch.batch_size,
             "train/targets": targets,
@@ -221,6 +206,25 @@ class Trainer:
 
     def _load(self, folder: Path, with_optimizer: bool) -> TrainState:
         return checkpoint.load(folder, self.config, self.model, self.optimizer, with_optimizer)
+
+    def _open_data(self, history: list[Segment]) -> None:
+        """The batches from the present step on; `history` is the data consumed before it."""
+        data, train, ranks = self.config.data, self.config.train, self.ranks
+        self.segments = resolve_segments(data.stages, data.sequence_length, train.global_batch_size, data.skip_samples, history)
+        self.total_steps = total_steps(self.segments)
+        self.loader = TrainLoader(
+            data,
+            self.segments,
+            micro_batch_size=train.micro_batch_size,
+            rank=ranks.data_parallel_rank,
+            world_size=ranks.data_parallel_size,
+            device=ranks.device,
+            start_step=self.state.step,
+            vocab_size=self.config.model.vocab_size,
+            context=ranks.context,
+        )
+        self._check_data()
+        self.batches = _TimedIterator(self.loader)
 
     def _check_data(self) -> None:
         if self.state.data:

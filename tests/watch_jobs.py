@@ -92,9 +92,9 @@ def world(size: int, command: list[str]) -> Iterator[list[subprocess.Popen[str]]
 
 def lock_refusal(run: Path) -> str | None:
     """Asks for the lock of `run` without much patience; what this rank was told, None when it got it."""
-    from smol_train.config import ParallelConfig
     from smol_train.parallel import process_groups
     from smol_train.run_lock import RunLockError, run_lock
+    from smol_train.sections.layout import ParallelConfig
 
     with process_groups(ParallelConfig(), seed=0) as ranks:
         try:
@@ -106,9 +106,9 @@ def lock_refusal(run: Path) -> str | None:
 
 def lock_and_fork(run: Path) -> tuple[int, int]:
     """(this process, a child forked while the lock was held): this one lets go, as one that is killed does."""
-    from smol_train.config import ParallelConfig
     from smol_train.parallel import process_groups
     from smol_train.run_lock import run_lock
+    from smol_train.sections.layout import ParallelConfig
 
     with process_groups(ParallelConfig(), seed=0) as ranks, run_lock(run, ranks):
         (run / "iter_0000001").mkdir()
@@ -124,8 +124,8 @@ def lock_without_support(run: Path) -> str:
     import logging
 
     from smol_train import run_lock
-    from smol_train.config import ParallelConfig
     from smol_train.parallel import process_groups
+    from smol_train.sections.layout import ParallelConfig
 
     class NoLocks:
         LOCK_EX, LOCK_NB = 2, 4

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from smol_train.callbacks.base import Callback
-from smol_train.config import AlertEvent, AlertsConfig
+from smol_train.sections.watch import AlertEvent, AlertsConfig
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer

@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from smol_config import ConfigError
 from smol_train.callbacks.base import Callback, Metrics
-from smol_train.config import ProfilingConfig
 from smol_train.parallel import Ranks
+from smol_train.sections.watch import ProfilingConfig
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer

@@ -21,9 +21,12 @@ DOCUMENTS = [length for window in LENGTHS for length in window]
 def training_model(tensor: int, sequence: bool, precision: Any) -> Iterator[Any]:
     """The network in its wrappers, in train mode."""
     from smol_data.config import DataConfig, StageConfig
-    from smol_train.config import OptimConfig, ParallelConfig, RunConfig, TrainConfig
+    from smol_train.config import RunConfig
     from smol_train.model import build_training_model, unwrap
     from smol_train.parallel import process_groups
+    from smol_train.sections.layout import ParallelConfig
+    from smol_train.sections.optim import OptimConfig
+    from smol_train.sections.run import TrainConfig
 
     config = RunConfig(
         model=tiny(),

@@ -42,9 +42,9 @@ def tiny(**changes: Any) -> ModelConfig:
 @contextlib.contextmanager
 def world(tensor: int = 1, sequence: bool = False) -> Iterator[dict[str, Any]]:
     """The job's process groups; yields the matching fields of Megatron-Core's configuration."""
-    from smol_train.config import ParallelConfig
     from smol_train.model import parallel_options
     from smol_train.parallel import process_groups
+    from smol_train.sections.layout import ParallelConfig
 
     parallel = ParallelConfig(tensor=tensor, sequence=sequence)
     with process_groups(parallel, seed=1):

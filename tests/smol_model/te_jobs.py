@@ -116,7 +116,10 @@ def exchange(folder: Path, name: str, saved_by: str, tensor: int = 1) -> list[st
 
 def run_config(backend: Any, precision: Any) -> Any:
     from smol_data.config import DataConfig, StageConfig
-    from smol_train.config import OptimConfig, ParallelConfig, RunConfig, TrainConfig
+    from smol_train.config import RunConfig
+    from smol_train.sections.layout import ParallelConfig
+    from smol_train.sections.optim import OptimConfig
+    from smol_train.sections.run import TrainConfig
 
     stage = StageConfig(name="s", steps=1, weights={"a": 1})
     sizes = {"global_batch_size": 2, "micro_batch_size": 1}

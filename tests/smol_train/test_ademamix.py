@@ -14,7 +14,7 @@ ADEMAMIX = ["optim.optimizer=ademamix", "optim.ademamix.beta3=0.99", "optim.adem
 
 def build(parameters: list[torch.nn.Parameter], train_steps: int, **settings: float):
     from smol_train.ademamix import AdEMAMix
-    from smol_train.config import AdEMAMixConfig
+    from smol_train.sections.optim import AdEMAMixConfig
 
     adam = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     return AdEMAMix(parameters, AdEMAMixConfig(**settings), train_steps, **adam)

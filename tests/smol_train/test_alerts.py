@@ -13,7 +13,8 @@ import pytest
 from smol_config import ConfigError, load, parse, to_yaml
 from smol_train.callbacks import alerts as alerts_module
 from smol_train.callbacks.alerts import Alerts
-from smol_train.config import AlertsConfig, RunConfig
+from smol_train.config import RunConfig
+from smol_train.sections.watch import AlertsConfig
 
 
 class Channel(http.server.ThreadingHTTPServer):

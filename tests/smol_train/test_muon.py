@@ -19,8 +19,8 @@ LOSS_TOLERANCE = 1e-5
 
 
 def build(parameter: torch.nn.Parameter, rows: tuple[int, ...], precision: torch.dtype, **settings: float):
-    from smol_train.config import MuonConfig
     from smol_train.muon import Layout, Muon
+    from smol_train.sections.optim import MuonConfig
 
     group = {"params": [parameter], "is_decoupled_lr": True}
     optimizer = Muon([group], MuonConfig(**settings), precision, lr=1e-2, weight_decay=0.1)

@@ -14,7 +14,8 @@ from tiny_runs import QUICKSTART
 import pretrain_smol
 from smol_config import ConfigError, load, parse
 from smol_train import checkpoint
-from smol_train.config import ProfilingConfig, RunConfig
+from smol_train.config import RunConfig
+from smol_train.sections.watch import ProfilingConfig
 
 
 def profiles(run: Path) -> list[str]:

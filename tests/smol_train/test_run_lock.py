@@ -18,7 +18,7 @@ import pretrain_smol
 def holding(run: Path) -> subprocess.Popen[str]:
     """A process that holds the lock of `run`, and says so."""
     code = (
-        "import sys, time; from pathlib import Path; from smol_train.config import ParallelConfig\n"
+        "import sys, time; from pathlib import Path; from smol_train.sections.layout import ParallelConfig\n"
         "from smol_train.parallel import process_groups; from smol_train.run_lock import run_lock\n"
         "with process_groups(ParallelConfig(), seed=0) as ranks, run_lock(Path(sys.argv[1]), ranks):\n"
         "    print('held', flush=True); time.sleep(1000)"

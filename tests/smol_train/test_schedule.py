@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from smol_train.config import OptimConfig
 from smol_train.schedule import decay_start, learning_rate
+from smol_train.sections.optim import OptimConfig
 
 
 def optim(peak: float = 1.0, **schedule: Any) -> OptimConfig:

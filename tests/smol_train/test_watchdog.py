@@ -10,8 +10,8 @@ from watch_jobs import world
 
 from smol_config import ConfigError, parse
 from smol_train.callbacks.watchdog import collective_timeout
-from smol_train.config import WatchdogConfig
 from smol_train.parallel import TIMEOUT
+from smol_train.sections.watch import WatchdogConfig
 
 LIMITS = ["watchdog.minutes=0.05", "watchdog.first_step_minutes=1", "watchdog.pause_minutes=0.2", "checkpoint.every_steps=3"]
 

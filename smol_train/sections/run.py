@@ -1,0 +1,49 @@
+"""The `train:`, `start_from:` and `checkpoint:` sections: what the loop does, where it begins and what it leaves behind."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from smol_config import Section
+
+
+class TrainConfig(Section):
+    """What the loop does."""
+
+    output_dir: str
+    """Folder of the run: checkpoints, metrics.jsonl, TensorBoard files."""
+    global_batch_size: PositiveInt
+    """Windows in one optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt
+    """Windows in one forward pass of one rank; they make one packed row."""
+    seed: NonNegativeInt = 0
+    """Seed of the initial weights; the data order has data.seed."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: bf16 weights with fp32 master weights and fp32 gradient accumulation; fp32: everything."""
+    backend: Literal["auto", "torch", "te"] = "auto"
+    """auto: Transformer Engine where it imports and a GPU is there, else torch."""
+
+
+class StartFromConfig(Section):
+    """How a new run takes over an earlier one's checkpoint; a run that has its own checkpoint resumes from that."""
+
+    checkpoint: str
+    """An iter_* folder, or a run's folder: its newest whole checkpoint."""
+    optimizer: bool = True
+    """Take over the optimizer's state."""
+    data_position: bool = True
+    """Go on in the data order and the step count where it stopped; false starts both at 0."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are saved and which are kept. One is always saved at a stage's end and at the run's end."""
+
+    every_steps: PositiveInt = 1000
+    every_minutes: PositiveFloat | None = None
+    """Also after this much time since the last one, whichever comes first."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept on disk."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints at multiples of this are kept for good."""
+    async_save: bool = False
+    """Write in the background while training goes on."""

@@ -1,0 +1,85 @@
+"""The sections of what looks at a run: `logging:`, `evaluation:`, `watchdog:`, `alerts:`, `profiling:`."""
+
+from typing import Literal, get_args
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+
+from smol_config import Section
+
+
+class LoggingConfig(Section):
+    """TensorBoard, metrics.jsonl and the terminal."""
+
+    every_steps: PositiveInt = 1
+    """Steps between lines; a line holds that step's values, not means. Evaluations are always written."""
+    peak_tflops: PositiveFloat | None = None
+    """Dense bf16 TFLOP/s of one device, for perf/model_flops_utilization; null: known from the GPU's name, else left out."""
+
+
+class EvaluationConfig(Section):
+    """Loss on data.held_out during training."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between evaluations; null: at the end only."""
+    windows: PositiveInt = 256
+    """Windows of each held-out set, from its beginning; fewer where it holds fewer."""
+
+
+class WatchdogConfig(Section):
+    """How long a rank may make no progress before the stacks of all ranks are written and the run exits 85."""
+
+    minutes: NonNegativeFloat = 30.0
+    """For one training step; 0 switches the watchdog off."""
+    first_step_minutes: PositiveFloat = 60.0
+    """For building the model and loading the checkpoint, and again for the first step, which compiles."""
+    pause_minutes: PositiveFloat = 60.0
+    """For all that happens between two steps (evaluating, saving) and after the last."""
+
+    @property
+    def longest_minutes(self) -> float:
+        """The longest that a rank may wait; collectives must be given more, or they end the run first."""
+        return max(self.minutes, self.first_step_minutes, self.pause_minutes)
+
+    def problems(self) -> list[str]:
+        if self.minutes > self.first_step_minutes:
+            return [
+                f"first_step_minutes={self.first_step_minutes} is below minutes={self.minutes}, but the first step takes "
+                f"longest; raise it"
+            ]
+        return []
+
+
+AlertEvent = Literal["started", "resumed", "stalled", "stopped", "crashed", "done"]
+"""What can be told: see smol_train/callbacks/alerts.py."""
+
+
+class AlertsConfig(Section):
+    """What is told to a chat channel. Every event is also a line of alerts.jsonl."""
+
+    webhook: SecretStr | None = Field(default=None, exclude=True)
+    """URL that takes Slack's {"text": ...}, such as ${SLACK_WEBHOOK}. Whoever knows it can write to the channel, so it is
+    not stored with checkpoints and not printed."""
+    events: list[AlertEvent] = Field(default_factory=lambda: list(get_args(AlertEvent)))
+    """Events that go to the webhook."""
+
+    def problems(self) -> list[str]:
+        url = self.webhook.get_secret_value() if self.webhook else ""
+        if url and not url.startswith(("https://", "http://", "${")):
+            return [f"webhook={url[:8]!r}... is not an http or https URL; give the whole URL of the webhook"]
+        return []
+
+
+class ProfilingConfig(Section):
+    """A window of steps recorded by torch's profiler. RUN/profile opens one of 5 steps while the run goes on."""
+
+    steps: tuple[NonNegativeInt, PositiveInt] | None = None
+    """[100, 105] records the 5 steps after step 100."""
+    ranks: list[NonNegativeInt] = Field(default_factory=lambda: [0])
+    """Ranks that record; each writes files of its own."""
+    memory: bool = False
+    """Also record every allocation of GPU memory with its stack; does nothing on a host without CUDA."""
+
+    def problems(self) -> list[str]:
+        if self.steps and self.steps[0] >= self.steps[1]:
+            return [f"steps={list(self.steps)} holds no step; give [first, end] with first < end"]
+        return []
