@@ -9,17 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
-
-from smol_config import Section, load_mapping, parse
-from smol_data.config import DataConfig
+from smol_config import load_mapping, parse
+from smol_data.config import BatchConfig, DataConfig
 from smol_data.schedule import Segment, resolve_segments
-
-
-class _Batch(Section):
-    """The part of `train:` that decides the data order."""
-
-    global_batch_size: PositiveInt
 
 
 @dataclass(frozen=True)
@@ -27,14 +19,14 @@ class DataRun:
     """The data of one run."""
 
     data: DataConfig
-    global_batch_size: int
+    batch: BatchConfig
     mapping: dict[str, Any]
     """The whole configuration as read, for a command that needs one more key of it."""
 
     def segments(self, history: Sequence[Segment] = ()) -> list[Segment]:
         """The run's segments, after `history` when a run has begun."""
         data = self.data
-        return resolve_segments(data.stages, data.sequence_length, self.global_batch_size, data.skip_samples, history)
+        return resolve_segments(data.stages, data.sequence_length, self.batch.batch_sizes, data.skip_samples, history)
 
     def tokens_by_dataset(self) -> dict[str, float]:
         """Tokens that the run reads of each dataset over all its stages; datasets without a share are left out."""
@@ -48,12 +40,12 @@ class DataRun:
 
 
 def load_data_run(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool = False) -> DataRun:
-    """Read `data:` and `train.global_batch_size` of a configuration with its bases and overrides.
+    """Read `data:` and the batch sizes in `train:` of a configuration with its bases and overrides.
 
     With `keep_unset`, ${NAME}s that are not set stay as written: enough where no dataset is opened. Raises ConfigError.
     """
     mapping = load_mapping(path, overrides, keep_unset)
     data = parse(DataConfig, mapping.get("data") or {}, source=str(path), at="data")
     train = mapping.get("train") or {}
-    batch = parse(_Batch, {key: train[key] for key in _Batch.model_fields if key in train}, source=str(path), at="train")
-    return DataRun(data, batch.global_batch_size, mapping)
+    sizes = {key: train[key] for key in BatchConfig.model_fields if key in train}
+    return DataRun(data, parse(BatchConfig, sizes, source=str(path), at="train"), mapping)

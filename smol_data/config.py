@@ -1,4 +1,4 @@
-"""The `data:` section: which token datasets a run reads, in which proportions, in which stages.
+"""The `data:` section: which token datasets a run reads, in which proportions, in which stages; and the size of its batches.
 
 Together with each dataset's `manifest.json` this section is the dataset spec: nothing else decides what a sample is.
 """
@@ -81,6 +81,44 @@ class DataConfig(Section):
             found.append(f"stages: names {repeated} stand more than once; give every stage its own name")
         if bad := [span for span in self.skip_samples if span[0] >= span[1]]:
             found.append(f"skip_samples: {bad} are not ranges [first, end) with first < end")
+        return found
+
+
+class RampConfig(Section):
+    """A stretch of steps, from where the one before it ended, with a smaller global batch."""
+
+    until_step: PositiveInt
+    """Steps [.., until_step) of the run take this batch; the first step is 0."""
+    global_batch_size: PositiveInt
+    """Windows in one optimizer step, over all ranks."""
+
+
+class BatchConfig(Section):
+    """How many windows each step takes: the part of the `train:` section that the data order depends on."""
+
+    global_batch_size: PositiveInt
+    """Windows in one optimizer step, over all ranks."""
+    batch_ramp: list[RampConfig] = Field(default_factory=list)
+    """Batch-size warm-up, in order: smaller batches before `global_batch_size`, each until a step. A resumed run may change
+    what lies ahead of it."""
+
+    @property
+    def batch_sizes(self) -> list[tuple[int, int]]:
+        """(first step, windows in a step) of each stretch of steps, from step 0 on."""
+        firsts = [0, *(piece.until_step for piece in self.batch_ramp)]
+        sizes = [*(piece.global_batch_size for piece in self.batch_ramp), self.global_batch_size]
+        return list(zip(firsts, sizes, strict=True))
+
+    def problems(self) -> list[str]:
+        firsts, sizes = zip(*self.batch_sizes, strict=True)
+        found = []
+        if sorted(set(firsts)) != list(firsts):
+            found.append(f"batch_ramp: until_step={list(firsts[1:])} must rise from one to the next")
+        if sorted(set(sizes)) != list(sizes):
+            found.append(
+                f"batch_ramp: global_batch_size={list(sizes[:-1])} must rise from one to the next and stay below "
+                f"global_batch_size={sizes[-1]}"
+            )
         return found
 
 

@@ -173,7 +173,8 @@ def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_si
     for segment in segments:
         if segment.batch_size % at_once:
             raise DataError(
-                f"train.global_batch_size={segment.batch_size} (stage {segment.stage!r}) is not a multiple of "
+                f"train.global_batch_size={segment.batch_size} (stage {segment.stage!r}, step {segment.first_step}) is not a "
+                f"multiple of "
                 f"train.micro_batch_size={micro_batch_size} x {world_size} data-parallel ranks = {at_once}; change one of them"
             )
 

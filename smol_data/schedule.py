@@ -11,7 +11,7 @@ grows with the number of segments, never with steps or samples. See smol_data.or
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from smol_data.config import StageConfig
@@ -110,12 +110,14 @@ def resolve_segments(
     """The run's segments: `history` as it is, then what remains of the stages.
 
     `global_batch_size` is in samples, or a ramp of (first step, samples) pairs beginning at step 0. A stage given in tokens
-    takes the fewest whole steps that hold them. A batch that would touch a range of `skip_samples` is passed over whole;
+    takes the fewest whole steps that hold them. The last size of a ramp may change at any step, the others only ahead of
+    `history`. A batch that would touch a range of `skip_samples` is passed over whole;
     stages keep their number of steps. Raises DataError, showing both, when stages, weights or skipped ranges disagree with
     what `history` has consumed; later stages may change, and the stage in progress may grow or shrink down to its present.
     """
-    _check_history(stages, sequence_length, skip_samples, history)
     ramp = [(0, global_batch_size)] if isinstance(global_batch_size, int) else list(global_batch_size)
+    _check_history(stages, sequence_length, skip_samples, history)
+    _check_ramp(ramp, history)
     segments = list(history)
     for stage in stages:
         while True:
@@ -194,6 +196,20 @@ def _check_history(
                 "put its length back, or add a stage after those that have begun"
             )
     _check_skips(skips, history)
+
+
+def _check_ramp(ramp: Sequence[tuple[int, int]], history: Sequence[Segment]) -> None:
+    """What lies behind in a ramp must have been trained so. Its last size says nothing of the past: it is what a restart with
+    another global batch changes."""
+    for (first, size), (end, _) in pairwise(ramp):
+        for segment in history:
+            begin, stop = max(first, segment.first_step), min(end, segment.end_step)
+            if begin < stop and segment.batch_size != size:
+                raise DataError(
+                    f"train.batch_ramp takes {size} samples in steps {first} to {end - 1}, but this run has trained steps "
+                    f"{begin} to {stop - 1} with {segment.batch_size}; put back what lies behind step {history[-1].end_step} "
+                    f"and change only what is ahead"
+                )
 
 
 def _check_skips(skips: Sequence[SampleRange], history: Sequence[Segment]) -> None:

@@ -6,6 +6,7 @@ trainer's own stand in smol_train/sections, so that a plan or a dry run loads ne
 
 from smol_config import Section
 from smol_data.config import DataConfig
+from smol_data.schedule import Segment, resolve_segments, total_steps
 from smol_model.config import ModelConfig
 from smol_train.sections.layout import ParallelConfig
 from smol_train.sections.optim import OptimConfig
@@ -31,19 +32,30 @@ class RunConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
+        """Of a step with the full batch, after a ramp."""
         return self.train.global_batch_size * self.data.sequence_length
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The steps of a run that takes this configuration from its beginning; a resumed one has its own past instead."""
+        data = self.data
+        return resolve_segments(data.stages, data.sequence_length, self.train.batch_sizes, data.skip_samples)
 
     @property
     def stage_steps(self) -> list[int]:
         """Steps of each stage; `tokens:` are rounded up to whole steps."""
-        return [stage.steps or -(-(stage.tokens or 0) // self.tokens_per_step) for stage in self.data.stages]
+        segments = self.segments
+        return [sum(one.steps for one in segments if one.stage == stage.name) for stage in self.data.stages]
 
     @property
     def train_steps(self) -> int:
-        return sum(self.stage_steps)
+        return total_steps(self.segments)
 
     def problems(self) -> list[str]:
-        return [*self._layout_problems(), *self._schedule_problems()]
+        found = self._layout_problems()
+        if any(section.problems() for section in (*self.data.stages, self.data, self.train)):
+            return found  # which steps there are is unknown until these are mended
+        return [*found, *self._schedule_problems()]
 
     def _layout_problems(self) -> list[str]:
         model, parallel, train, found = self.model, self.parallel, self.train, []
@@ -78,23 +90,34 @@ class RunConfig(Section):
             )
         if parallel.context > 1 and train.backend == "torch":
             found.append(f"parallel.context={parallel.context} needs Transformer Engine's attention; set train.backend to te")
-        if train.global_batch_size % train.micro_batch_size:
-            found.append(
-                f"train.global_batch_size={train.global_batch_size} is not divisible by "
-                f"train.micro_batch_size={train.micro_batch_size}; change one of them"
-            )
+        for step, size in train.batch_sizes:
+            if size % train.micro_batch_size:
+                where = f" (from step {step} on)" if train.batch_ramp else ""
+                found.append(
+                    f"train.global_batch_size={size}{where} is not divisible by "
+                    f"train.micro_batch_size={train.micro_batch_size}; change one of them"
+                )
         return found
 
     def _schedule_problems(self) -> list[str]:
-        schedule, found = self.optim.schedule, []
-        if schedule.warmup_steps + schedule.decay_steps > self.train_steps:
+        schedule, steps, found = self.optim.schedule, self.train_steps, []
+        if schedule.warmup_steps + schedule.decay_steps > steps:
             found.append(
                 f"optim.schedule: warmup_steps={schedule.warmup_steps} and decay_steps={schedule.decay_steps} do not fit into "
-                f"the run's {self.train_steps} steps; lengthen data.stages or shorten them"
+                f"the run's {steps} steps; lengthen data.stages or shorten them"
             )
-        if self.profiling.steps and self.profiling.steps[0] >= self.train_steps:
+        if (ramp_end := self.train.batch_sizes[-1][0]) >= steps:
             found.append(
-                f"profiling.steps={list(self.profiling.steps)} begins after the run's {self.train_steps} steps; choose earlier "
-                f"ones"
+                f"train.batch_ramp: until_step={ramp_end} is not inside the run's {steps} steps; end the ramp earlier or "
+                f"lengthen data.stages"
+            )
+        if schedule.batch_rule != "none" and not self.train.batch_ramp:
+            found.append(
+                f"optim.schedule.batch_rule={schedule.batch_rule} does nothing without train.batch_ramp; take it out or give a "
+                f"ramp"
+            )
+        if self.profiling.steps and self.profiling.steps[0] >= steps:
+            found.append(
+                f"profiling.steps={list(self.profiling.steps)} begins after the run's {steps} steps; choose earlier ones"
             )
         return found

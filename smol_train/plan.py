@@ -12,20 +12,21 @@ neither torch nor Megatron-Core is imported. Hours rest on an assumed utilisatio
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from smol_config import ConfigError, Section, UserError, load, to_yaml, unset_variables
-from smol_train import plan_text
+from smol_train import plan_steps, plan_text
 from smol_train.config import RunConfig
-from smol_train.gpus import find_gpu
+from smol_train.gpus import Gpu, find_gpu
 from smol_train.measure import measure
 from smol_train.measure import render as render_measured
 from smol_train.memory import PRECISIONS, CheckpointCost, DeviceMemory, checkpoint_cost, device_memory
-from smol_train.schedule import decay_start, learning_rate
 from smol_train.search import render as render_search
 from smol_train.search import search
+from smol_train.sections.run import TrainConfig
 from smol_train.speed import StepTime, step_time
 
 DEFAULT_MFU = 0.30
@@ -53,26 +54,6 @@ class ParameterParts(Section):
     """Of one layer."""
 
 
-class StagePlan(Section):
-    """One stage of the data."""
-
-    name: str
-    steps: int
-    tokens: int
-    first_step: int
-    last_step: int
-    datasets: int
-    """With a weight above 0."""
-
-
-class Landmark(Section):
-    """The learning rate of one step."""
-
-    name: str
-    step: int
-    learning_rate: float
-
-
 class Plan(Section):
     """All of it, as it goes to JSON. Bytes are bytes, durations are in the name."""
 
@@ -83,10 +64,13 @@ class Plan(Section):
     flops_per_token_6nd: int
     flops_formulas: dict[str, str]
     tokens_per_step: int
+    """Of a step with the full batch."""
+    batch_ramp: list[plan_steps.BatchPlan]
+    """The batches before it."""
     train_steps: int
     train_tokens: int
-    stages: list[StagePlan]
-    schedule: list[Landmark]
+    stages: list[plan_steps.StagePlan]
+    schedule: list[plan_steps.Landmark]
     gpus: int
     data_parallel: int
     micro_batches_per_step: int
@@ -138,8 +122,9 @@ def plan(
     memory: dict[str, DeviceMemory] = {name: device_memory(config, name, data_parallel) for name in PRECISIONS}
     flops = model.flops_per_token(length)
     per_gpu = peak * 1e12 * mfu / flops
-    tokens = config.train_steps * config.tokens_per_step
-    hours = tokens / (per_gpu * gpus) / 3600
+    stages = plan_steps.stages(config)
+    tokens = sum(stage.tokens for stage in stages)
+    hours = (_seconds(config, gpus, find_gpu(gpu)) if gpu else tokens / (per_gpu * gpus)) / 3600
     return Plan(
         parameters=model.parameters,
         parameters_by_part=ParameterParts(
@@ -153,10 +138,11 @@ def plan(
         flops_per_token_6nd=model.flops_per_token_6nd,
         flops_formulas=FLOPS_FORMULAS,
         tokens_per_step=config.tokens_per_step,
+        batch_ramp=plan_steps.ramp(config),
         train_steps=config.train_steps,
         train_tokens=tokens,
-        stages=_stages(config),
-        schedule=_landmarks(config),
+        stages=stages,
+        schedule=plan_steps.landmarks(config),
         gpus=gpus,
         data_parallel=data_parallel,
         micro_batches_per_step=config.train.global_batch_size // (config.train.micro_batch_size * data_parallel),
@@ -177,10 +163,22 @@ def plan(
     )
 
 
+def _seconds(config: RunConfig, gpus: int, gpu: Gpu) -> float:
+    """Of the whole run by the throughput model: small batches of a ramp are slower per token."""
+    by_size: dict[int, int] = {}
+    for segment in config.segments:
+        by_size[segment.batch_size] = by_size.get(segment.batch_size, 0) + segment.steps
+    sized = {size: config.train.model_copy(update={"global_batch_size": size}) for size in by_size}
+    return sum(
+        steps * step_time(config.model_copy(update={"train": sized[size]}), gpus, gpu).total for size, steps in by_size.items()
+    )
+
+
 def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
     """Number of devices and copies of the model on them."""
     ranks, train = config.parallel.model_ranks, config.train
-    rows = train.global_batch_size // train.micro_batch_size
+    smallest = math.gcd(*(size for _, size in train.batch_sizes))  # what every batch of a ramp is a multiple of
+    rows = smallest // train.micro_batch_size
     if gpus is None:
         return ranks * rows, rows
     if gpus < 1 or gpus % ranks:
@@ -193,45 +191,16 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
     if rows % copies:
         fits = max(divisor for divisor in range(1, copies) if rows % divisor == 0)
         raise ConfigError(
-            f"gpus={gpus} make {copies} copies of the model, which cannot share train.global_batch_size="
-            f"{train.global_batch_size} in rows of train.micro_batch_size={train.micro_batch_size} evenly; "
+            f"gpus={gpus} make {copies} copies of the model, which cannot share {_batches(train)} in rows of "
+            f"train.micro_batch_size={train.micro_batch_size} evenly; "
             f"give {fits * ranks}, or change the batch"
         )
     return gpus, copies
 
 
-def _stages(config: RunConfig) -> list[StagePlan]:
-    stages, done = [], 0
-    for stage, steps in zip(config.data.stages, config.stage_steps, strict=True):
-        stages.append(
-            StagePlan(
-                name=stage.name,
-                steps=steps,
-                tokens=steps * config.tokens_per_step,
-                first_step=done + 1,
-                last_step=done + steps,
-                datasets=sum(weight > 0 for weight in stage.weights.values()),
-            )
-        )
-        done += steps
-    return stages
-
-
-def _landmarks(config: RunConfig) -> list[Landmark]:
-    """The rate where the schedule bends, by step."""
-    schedule, end = config.optim.schedule, config.train_steps
-    steps = {"first step": 1, "end": end}
-    if schedule.warmup_steps:
-        steps["warm-up end"] = schedule.warmup_steps
-    if (start := decay_start(schedule, end)) is not None and start < end:
-        steps["last step at the peak"] = max(start, 1)
-        steps["decay start"] = start + 1
-    for milestone in schedule.milestones:
-        steps[f"after milestone {milestone}"] = milestone + 1
-    return [
-        Landmark(name=name, step=step, learning_rate=learning_rate(config.optim, end, step))
-        for name, step in sorted(steps.items(), key=lambda item: item[1])
-    ]
+def _batches(train: TrainConfig) -> str:
+    ramp = [size for _, size in train.batch_sizes[:-1]]
+    return f"train.global_batch_size={train.global_batch_size}" + (f" and train.batch_ramp's {ramp}" if ramp else "")
 
 
 # --- commands ----------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def _model(plan: "Plan") -> Iterable[str]:
 
 def _steps(plan: "Plan") -> Iterable[str]:
     yield _line("tokens per step", f"{plan.tokens_per_step:,}")
+    for piece in plan.batch_ramp:
+        yield _line("", f"{piece.tokens_per_step:,} in steps {piece.first_step:,} to {piece.last_step:,}")
     yield _line("steps", f"{plan.train_steps:,}")
     yield _line("tokens", f"{plan.train_tokens:,} ({_tokens(plan.train_tokens)})")
     for stage in plan.stages:

@@ -19,8 +19,19 @@ def decay_start(schedule: ScheduleConfig, train_steps: int) -> int | None:
     return schedule.warmup_steps if schedule.kind == "cosine" else None
 
 
-def learning_rate(config: OptimConfig, train_steps: int, step: int) -> float:
-    """Learning rate of optimizer step `step` (the first is 1) in a run of `train_steps`; past the end it stays at the end's."""
+def learning_rate(config: OptimConfig, train_steps: int, step: int, batch_share: float = 1.0) -> float:
+    """Learning rate of optimizer step `step` (the first is 1) in a run of `train_steps`; past the end it stays at the end's.
+
+    `batch_share` is the step's batch over the full one, below 1 in a batch-size ramp: schedule.batch_rule scales the rate by
+    its square root (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms") or by itself
+    (Goyal et al. 2017, "Accurate, Large Minibatch SGD").
+    """
+    factor = {"none": 1.0, "sqrt": math.sqrt(batch_share), "linear": batch_share}[config.schedule.batch_rule]
+    return factor * _scheduled(config, train_steps, step)
+
+
+def _scheduled(config: OptimConfig, train_steps: int, step: int) -> float:
+    """The rate for the full batch."""
     schedule, peak = config.schedule, config.learning_rate
     if step < schedule.warmup_steps:
         return peak * max(step, 0) / schedule.warmup_steps

@@ -128,10 +128,9 @@ def _layouts(config: RunConfig, gpus: int) -> Iterator[Layout]:
 def _problems(candidate: RunConfig, layout: Layout) -> list[str]:
     """Why `candidate` cannot run, by the configuration's own checks and the division of the batch."""
     found = candidate.problems()
-    if candidate.train.global_batch_size % layout.data:
-        found.append(
-            f"train.global_batch_size={candidate.train.global_batch_size} cannot be shared by {layout.data} copies of the model"
-        )
+    for _, size in candidate.train.batch_sizes:
+        if size % (layout.data * layout.micro_batch_size):
+            found.append(f"train.global_batch_size={size} cannot be shared by {layout.data} copies of the model")
     return found
 
 

@@ -100,7 +100,8 @@ class Trainer:
         started = time.perf_counter()
         self.batches.seconds = 0.0
         batch = batch_at(self.segments, self.state.step)
-        rate = learning_rate(self.config.optim, self.total_steps, self.state.step + 1)
+        batch_share = batch.batch_size / self.config.train.global_batch_size
+        rate = learning_rate(self.config.optim, self.total_steps, self.state.step + 1, batch_share)
         set_hyperparameters(self.optimizer, self.config.optim, rate)
         self.model.train()
         self.model.zero_grad_buffer()
@@ -210,7 +211,7 @@ class Trainer:
     def _open_data(self, history: list[Segment]) -> None:
         """The batches from the present step on; `history` is the data consumed before it."""
         data, train, ranks = self.config.data, self.config.train, self.ranks
-        self.segments = resolve_segments(data.stages, data.sequence_length, train.global_batch_size, data.skip_samples, history)
+        self.segments = resolve_segments(data.stages, data.sequence_length, train.batch_sizes, data.skip_samples, history)
         self.total_steps = total_steps(self.segments)
         self.loader = TrainLoader(
             data,

@@ -22,6 +22,9 @@ class ScheduleConfig(Section):
     """multi_step only: the rate is multiplied by `factor` after each of these steps."""
     factor: PositiveFloat = 0.316
     """multi_step only (0.316: DeepSeek LLM's sqrt(0.1))."""
+    batch_rule: Literal["none", "sqrt", "linear"] = "none"
+    """What train.batch_ramp does to the rate while the batch is B of finally F windows: nothing, times sqrt(B / F) (for
+    adaptive optimizers, Malladi et al. 2022) or times B / F (for SGD, Goyal et al. 2017)."""
 
     def problems(self) -> list[str]:
         found = []

@@ -5,15 +5,14 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from smol_config import Section
+from smol_data.config import BatchConfig
 
 
-class TrainConfig(Section):
+class TrainConfig(BatchConfig):
     """What the loop does."""
 
     output_dir: str
     """Folder of the run: checkpoints, metrics.jsonl, TensorBoard files."""
-    global_batch_size: PositiveInt
-    """Windows in one optimizer step, over all ranks."""
     micro_batch_size: PositiveInt
     """Windows in one forward pass of one rank; they make one packed row."""
     seed: NonNegativeInt = 0

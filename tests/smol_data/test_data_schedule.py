@@ -158,6 +158,21 @@ def test_a_config_that_disagrees_with_the_past_is_refused(stages: list[StageConf
         resolve_segments(stages, S, 4, history=truncate(resolve_segments(TWO, S, 4), step))
 
 
+def test_a_ramp_may_change_ahead_of_a_resume_and_not_behind_it() -> None:
+    history = truncate(resolve_segments(TWO, S, [(0, 2), (4, 6)]), 6)
+    for ramp in ([(0, 2), (4, 8)], [(0, 2), (4, 6), (9, 12)], [(0, 2), (4, 6), (6, 12)], 12):
+        segments = resolve_segments(TWO, S, ramp, history=history)
+        assert truncate(segments, 6) == history
+        assert total_steps(segments) == 15
+    for ramp, message in (
+        ([(0, 3), (4, 6)], "takes 3 samples in steps 0 to 3, but this run has trained steps 0 to 3 with 2;.* behind step 6"),
+        ([(0, 2), (5, 6)], "takes 2 samples in steps 0 to 4, but this run has trained steps 4 to 4 with 6"),
+        ([(0, 2), (4, 5), (9, 6)], "takes 5 samples in steps 4 to 8, but this run has trained steps 4 to 5 with 6"),
+    ):
+        with pytest.raises(DataError, match=message):
+            resolve_segments(TWO, S, ramp, history=history)
+
+
 def test_a_weight_of_zero_is_no_difference() -> None:
     history = truncate(resolve_segments(TWO, S, 4), 3)
     stages = [stage("stable", steps=10, weights=EVEN | {"c": 0.0}), TWO[1]]

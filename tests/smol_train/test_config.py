@@ -105,6 +105,23 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"parallel.context": 2, "train.backend": "torch"}, "parallel.context=2 needs Transformer Engine's attention"),
     ({"train.global_batch_size": 9}, "train.global_batch_size=9 is not divisible by train.micro_batch_size=2"),
+    (
+        {"train.batch_ramp": [{"until_step": 2, "global_batch_size": 3}]},
+        "train.global_batch_size=3 (from step 0 on) is not divisible by train.micro_batch_size=2",
+    ),
+    (
+        {"train.batch_ramp": [{"until_step": step, "global_batch_size": size} for step, size in ((4, 2), (4, 4))]},
+        "train.batch_ramp: until_step=[4, 4] must rise from one to the next",
+    ),
+    (
+        {"train.batch_ramp": [{"until_step": step, "global_batch_size": size} for step, size in ((3, 4), (4, 8))]},
+        "train.batch_ramp: global_batch_size=[4, 8] must rise from one to the next and stay below global_batch_size=8",
+    ),
+    (
+        {"train.batch_ramp": [{"until_step": 10, "global_batch_size": 4}]},
+        "train.batch_ramp: until_step=10 is not inside the run's 10 steps",
+    ),
+    ({"optim.schedule.batch_rule": "sqrt"}, "optim.schedule.batch_rule=sqrt does nothing without train.batch_ramp"),
     ({"optim.schedule.warmup_steps": 9}, "warmup_steps=9 and decay_steps=2 do not fit into the run's 10 steps"),
 ]
 
@@ -150,6 +167,19 @@ def test_tokens_of_a_stage_become_whole_steps() -> None:
     config = load({"data.stages.0.tokens": 1025, "data.stages.0.steps": None})
     assert config.tokens_per_step == 256
     assert (config.stage_steps, config.train_steps) == ([5, 2], 7)
+
+
+def test_a_batch_ramp_makes_a_stage_in_tokens_longer_in_steps() -> None:
+    ramp = [{"until_step": 2, "global_batch_size": 2}, {"until_step": 4, "global_batch_size": 4}]
+    config = load({"data.stages.0.tokens": 20 * 32 + 1, "data.stages.0.steps": None, "train.batch_ramp": ramp})
+    # 2 + 2 + 4 + 4 windows of 32 tokens, then two batches of 8 for the 8 windows and a token that are left.
+    assert (config.stage_steps, config.train_steps) == ([6, 2], 8)
+    assert [(s.stage, s.steps, s.batch_size) for s in config.segments] == [
+        ("stable", 2, 2),
+        ("stable", 2, 4),
+        ("stable", 2, 8),
+        ("decay", 2, 8),
+    ]
 
 
 def test_no_setting_is_null_unless_null_is_its_default() -> None:

@@ -1,6 +1,7 @@
 """The plan against hand-computed figures, SmolLM3's published ones, and counts of a real module's parameters."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
 from smol_train.memory import device_memory, layer_activation_bytes, stage_parameters
 from smol_train.plan import dry_run, main, plan
+from smol_train.plan_text import render
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOLLM3 = str(ROOT / "configs/smollm3/pretrain.yaml")
@@ -80,6 +82,40 @@ def test_stages_follow_each_other_and_tokens_are_rounded_up_to_steps() -> None:
         ("two", 7, 8, 2 * 512, 2),
     ]
     assert result.train_tokens == sum(stage.tokens for stage in result.stages)
+
+
+RAMP = {
+    "batch_ramp": [{"until_step": 2, "global_batch_size": 4}, {"until_step": 3, "global_batch_size": 8}],
+}
+
+
+def test_a_batch_ramp_is_planned_as_it_will_be_trained() -> None:
+    config = small(train=RAMP, optim={"schedule": {"kind": "wsd", "decay_steps": 2, "batch_rule": "sqrt"}})
+    result = plan(config)
+    assert [(piece.first_step, piece.last_step, piece.tokens_per_step) for piece in result.batch_ramp] == [
+        (1, 2, 128),
+        (3, 3, 256),
+    ]
+    assert [(s.name, s.steps, s.tokens) for s in result.stages] == [("one", 6, 2 * 128 + 256 + 3 * 512), ("two", 2, 2 * 512)]
+    assert result.train_tokens == sum(stage.tokens for stage in result.stages)
+    assert [(mark.name, mark.step, mark.learning_rate) for mark in result.schedule][:3] == [
+        ("first step", 1, 0.5),
+        ("batch after 4", 3, math.sqrt(0.5)),
+        ("batch after 8", 4, 1.0),
+    ]
+    assert result.data_parallel == 2  # what rows of the smallest batch can be shared by
+    with pytest.raises(ConfigError, match=r"global_batch_size=16 and train.batch_ramp's \[4, 8\] in rows .* give 2"):
+        plan(config, gpus=4)
+    assert "128 in steps 1 to 2" in render(result, gpus_given=False)
+
+
+def test_small_batches_of_a_ramp_take_longer_a_token() -> None:
+    ramp = "train.batch_ramp=[{until_step: 2000000, global_batch_size: 192}]"
+    plain = plan(smollm3("train.micro_batch_size=1"), gpus=384, gpu="h100")
+    ramped = plan(smollm3("train.micro_batch_size=1", ramp), gpus=384, gpu="h100")
+    assert ramped.train_tokens == plain.train_tokens - 2_000_000 * 384 * 4096
+    assert ramped.days / ramped.train_tokens > plain.days / plain.train_tokens
+    assert plain.hours * 3600 == pytest.approx(plain.train_steps * plain.seconds_per_step)
 
 
 def test_landmarks_are_the_steps_where_the_schedule_bends() -> None:

@@ -73,6 +73,13 @@ def test_a_run_that_only_warms_up_ends_at_the_peak() -> None:
     assert [learning_rate(config, 10, step) for step in (0, 5, 10)] == [0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("sqrt", 0.5), ("linear", 0.25)])
+def test_a_smaller_batch_scales_the_rate_by_its_rule(rule: str, factor: float) -> None:
+    config = optim(2.0, kind="wsd", warmup_steps=4, decay_steps=4, batch_rule=rule)
+    for step in (2, 5, 8):
+        assert learning_rate(config, 10, step, batch_share=0.25) == pytest.approx(factor * learning_rate(config, 10, step))
+
+
 def test_the_decay_of_wsd_starts_its_length_before_the_end() -> None:
     assert decay_start(SMOLLM3.schedule, 4_720_000) == 4_198_000
     assert decay_start(optim(kind="constant").schedule, 10) is None
