@@ -21,7 +21,8 @@ from conversion.safetensors_files import DTYPES, SafetensorsWriter
 from conversion.verify import raise_unless_passed, sequence_length_of, summary, verify, write_parity
 from conversion.weights import huggingface_shapes, weight_table
 from smol_model.config import ModelConfig
-from smol_train import checkpoint
+from smol_train.checkpoint_folder import read_model_config, read_run_mapping, read_state
+from smol_train.checkpoint_integrity import find
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
     _check_target(hf_dir, options.overwrite)
     if options.text is not None and not options.text.is_file():
         raise ConversionError(f"--text {options.text} is not a file; give a text file")
-    export = _prepare(checkpoint.find(checkpoint_path), options, shard_bytes)
+    export = _prepare(find(checkpoint_path), options, shard_bytes)
     partial = hf_dir.with_name(hf_dir.name + ".partial")
     if partial.exists():
         print(f"removing {partial}, left by an export that did not finish")
@@ -74,11 +75,11 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
 
 
 def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
-    model = checkpoint.read_model_config(folder)
+    model = read_model_config(folder)
     family_of(model)
     sequence_length = sequence_length_of(folder)
     reader = MegatronReader(folder, model)
-    name = options.tokenizer or (checkpoint.read_run_mapping(folder).get("data") or {}).get("tokenizer")
+    name = options.tokenizer or (read_run_mapping(folder).get("data") or {}).get("tokenizer")
     if not name:
         raise ConversionError(f"{folder / 'run.yaml'} names no data.tokenizer; give one with --tokenizer")
     tokenizer = tokenizer_files.locate(name)
@@ -107,7 +108,7 @@ def _write_texts(export: _Export, target: Path, name: str) -> None:
     ids = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
     _write_json(target / "generation_config.json", ids | {"transformers_version": version})
     tokenizer_files.copy(export.tokenizer, target)
-    state = checkpoint.read_state(export.folder)
+    state = read_state(export.folder)
     card = model_card(name, export.model, family_of(export.model), export.sequence_length, state.step, state.tokens)
     (target / "README.md").write_text(card, encoding="utf8")
 

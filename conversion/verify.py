@@ -27,6 +27,8 @@ from conversion.weights import check_tensors, huggingface_shapes, weight_table
 from smol_model.config import ModelConfig
 from smol_model.spec import build_model, transformer_config
 from smol_train import checkpoint
+from smol_train.checkpoint_folder import read_model_config, read_run_mapping
+from smol_train.checkpoint_integrity import find
 from smol_train.parallel import ParallelConfig, process_groups
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -37,7 +39,7 @@ def verify(folder: Path, hf_dir: Path, text: Path | None) -> dict[str, Any]:
 
     Raises ConversionError when one of them cannot be read or their tensors do not even have the same names and shapes.
     """
-    model = checkpoint.read_model_config(folder)
+    model = read_model_config(folder)
     sequence_length = sequence_length_of(folder)
     rows, users = _inputs(hf_dir, model, sequence_length, text)
     dtype = SafetensorsReader(hf_dir).dtype
@@ -86,7 +88,7 @@ def summary(figures: dict[str, Any]) -> str:
 
 def sequence_length_of(folder: Path) -> int:
     """data.sequence_length of a checkpoint's stored configuration, in tokens."""
-    data = checkpoint.read_run_mapping(folder).get("data") or {}
+    data = read_run_mapping(folder).get("data") or {}
     length = data.get("sequence_length")
     if not isinstance(length, int) or length < 1:
         raise ConversionError(f"{folder / 'run.yaml'}: data.sequence_length is {length!r}; it must be a number of tokens")
@@ -185,7 +187,7 @@ def huggingface_forward(network: torch.nn.Module) -> Forward:
 
 def run(checkpoint_path: Path, hf_dir: Path, text: Path | None, output: Path | None) -> None:
     """The command: verify, write parity.json, raise ParityError when the two differ."""
-    folder = checkpoint.find(checkpoint_path)
+    folder = find(checkpoint_path)
     if not (hf_dir / "config.json").is_file():
         raise ConversionError(f"{hf_dir} is not a Hugging Face folder: it has no config.json; give one that to-hf wrote")
     output = output or hf_dir / "parity.json"

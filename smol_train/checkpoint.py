@@ -1,4 +1,4 @@
-"""Save, load, reshard, retention, completeness: the folder `iter_0001000/` and nothing else.
+"""Save, load, reshard: what a checkpoint holds.
 
     *.distcp, .metadata, metadata.json, common.pt    Megatron-Core torch_dist: every tensor under its global name
     run.yaml                                         the resolved configuration
@@ -17,12 +17,11 @@ distributed have the second alone, and it costs them no gathering: their states 
 
 import importlib.metadata
 import json
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -37,107 +36,25 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
-from smol_config import UserError, load_mapping, parse, to_yaml
+from smol_config import to_yaml
 from smol_model.config import ModelConfig
 from smol_model.spec import SmolGPT, resolve_backend
+from smol_train.checkpoint_folder import (
+    MARKER,
+    RUN_YAML,
+    STATE,
+    CheckpointError,
+    OptimizerForm,
+    TrainState,
+    check_whole,
+    folder_name,
+    read_model_config,
+    read_run_mapping,
+    read_state,
+)
 from smol_train.config import RunConfig
 from smol_train.model import gathered_parameters, unwrap
 from smol_train.optim import METADATA
-
-MARKER = "COMPLETE"
-OptimizerForm = Literal["dp_reshardable", "fully_reshardable"]
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, incomplete or does not fit the run."""
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """How far a run is; stored as state.json."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    samples: int = 0
-    """Position in the data order: the next sample to be trained on."""
-    tokens: int = 0
-    """Tokens trained on."""
-    data: dict[str, Any] = field(default_factory=dict)
-    """Fingerprint of the data consumed so far (smol_data.order)."""
-    optimizer: OptimizerForm | None = None
-    """Form of the optimizer's state; None: weights only."""
-    layout: dict[str, int] = field(default_factory=dict)
-    """tensor, pipeline, context and data-parallel sizes that saved."""
-    backend: str = ""
-    """torch or te: they keep parameters in another order, on which the dp_reshardable form relies."""
-    reason: str = ""
-    """Why this checkpoint was saved."""
-    rng: str = "none: nothing random happens after initialisation, and the data order is a function of the sample number"
-    versions: dict[str, str] = field(default_factory=dict)
-
-
-# --- which checkpoints there are -------------------------------------------------------------------------------------------
-
-
-def folder_name(step: int) -> str:
-    return f"iter_{step:07d}"
-
-
-def whole_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run's folder, oldest first."""
-    found = [path for path in run.glob("iter_*") if re.fullmatch(r"iter_\d{7,}", path.name) and (path / MARKER).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("iter_")))
-
-
-def find(path: str | Path) -> Path:
-    """The checkpoint that a CHECKPOINT argument means: itself, or the newest whole one of a run's folder."""
-    path = Path(path)
-    if (path / MARKER).is_file():
-        return path
-    if whole := whole_checkpoints(path):
-        return whole[-1]
-    if (path / "metadata.json").exists() or path.name.startswith("iter_"):
-        _check_whole(path)
-    raise CheckpointError(f"no whole checkpoint in {path}; give an iter_* folder or a run's folder that holds one")
-
-
-def _check_whole(folder: Path) -> None:
-    if not (folder / MARKER).is_file():
-        raise CheckpointError(f"checkpoint {folder} has no {MARKER} marker, so its save did not finish; use an earlier one")
-
-
-def remove_old(run: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
-    """Delete all but the newest `keep_last` whole checkpoints and the milestones; returns what was deleted.
-
-    The marker goes first, so that an interrupted deletion leaves no folder that looks whole.
-    """
-    removed = []
-    for path in whole_checkpoints(run)[:-keep_last]:
-        if keep_every_steps and int(path.name.removeprefix("iter_")) % keep_every_steps == 0:
-            continue
-        (path / MARKER).unlink()
-        shutil.rmtree(path)
-        removed.append(path)
-    return removed
-
-
-# --- reading without a model -----------------------------------------------------------------------------------------------
-
-
-def read_run_mapping(folder: Path) -> dict[str, Any]:
-    """The resolved configuration stored with a checkpoint, as a mapping; one from from-hf holds only what it knows."""
-    return load_mapping(folder / "run.yaml", keep_unset=True)
-
-
-def read_model_config(folder: Path) -> ModelConfig:
-    """The architecture stored with a checkpoint."""
-    return parse(ModelConfig, read_run_mapping(folder).get("model", {}), source=str(folder / "run.yaml"), at="model")
-
-
-def read_state(folder: Path) -> TrainState:
-    """How far the run was that saved this checkpoint."""
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf8")))
-
 
 # --- saving ----------------------------------------------------------------------------------------------------------------
 
@@ -190,8 +107,8 @@ def _write(
         content_metadata={"distrib_optim_sharding_type": form, **METADATA},
     )
     if is_main:
-        (folder / "run.yaml").write_text(run_yaml, encoding="utf8")
-        (folder / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf8")
+        (folder / RUN_YAML).write_text(run_yaml, encoding="utf8")
+        (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf8")
 
     def mark() -> None:
         if is_main:
@@ -237,7 +154,7 @@ def load(
     folder: Path, config: RunConfig, model: DistributedDataParallel, optimizer: MegatronOptimizer, with_optimizer: bool
 ) -> TrainState:
     """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit."""
-    _check_whole(folder)
+    check_whole(folder)
     state = read_state(folder)
     _check_architecture(folder, config.model)
     if with_optimizer:
@@ -259,7 +176,7 @@ def load(
 
 def load_weights(folder: Path, network: SmolGPT) -> None:
     """Load a checkpoint's weights into a network without wrappers, as conversion and verification do."""
-    _check_whole(folder)
+    check_whole(folder)
     loaded = _read(folder, {"model": network.sharded_state_dict(metadata=_metadata(None))})
     network.load_state_dict(loaded["model"])
 

@@ -22,13 +22,15 @@ from smol_data.order import check_fingerprint, fingerprint, history_of
 from smol_data.schedule import Segment, batch_at, resolve_segments, total_steps
 from smol_train import checkpoint
 from smol_train.callbacks.base import Callback, Metrics
-from smol_train.checkpoint import TrainState
+from smol_train.checkpoint_folder import TrainState, set_aside
+from smol_train.checkpoint_integrity import find, newest_good
 from smol_train.config import RunConfig
 from smol_train.model import build_training_model
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
 from smol_train.schedule import learning_rate
 from smol_train.sections.run import StartFromConfig
+from smol_train.sections.watch import AlertEvent
 from smol_train.step import forward_step
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> None:
         self.config, self.ranks, self.callbacks = config, ranks, callbacks
         self.output_dir = Path(config.train.output_dir)
+        self.notes: list[tuple[AlertEvent, str]] = []
+        """What happened before the callbacks were told anything, for Alerts."""
         self.model = build_training_model(config)
         self.optimizer = build_optimizer(config, self.model)
         self.state, history = self._restore()
@@ -185,17 +189,28 @@ class Trainer:
 
     def _restore(self) -> tuple[TrainState, list[Segment]]:
         """The state to go on from, and the data consumed so far."""
-        if whole := checkpoint.whole_checkpoints(self.output_dir):
-            state = self._load(whole[-1], with_optimizer=True)
-            logger.info("resumed from %s: step %d", whole[-1], state.step)
+        if good := newest_good(self.output_dir, self.config.checkpoint.verify, damaged=self._set_aside):
+            state = self._load(good, with_optimizer=True)
+            logger.info("resumed from %s: step %d", good, state.step)
         elif self.config.start_from:
             state = self._start_from(self.config.start_from)
         else:
             state = TrainState()
         return state, history_of(state.data) if state.data else []
 
+    def _set_aside(self, folder: Path, fault: str) -> None:
+        """Take a damaged checkpoint of this run out of the way of later saves, and of the rule that keeps the newest."""
+        text = f"checkpoint {folder} is damaged ({fault}): going on from an earlier one"
+        self.notes.append(("damaged_checkpoint", text))
+        if self.ranks.is_main:
+            logger.warning("%s", text)
+            try:
+                set_aside(folder, "damaged")
+            except OSError as error:
+                logger.warning("it cannot be renamed (%s) and stays where it is", error.strerror)
+
     def _start_from(self, start: StartFromConfig) -> TrainState:
-        folder = checkpoint.find(start.checkpoint)
+        folder = find(start.checkpoint, self.config.checkpoint.verify)
         state = self._load(folder, with_optimizer=start.optimizer)
         logger.info(
             "started from %s: weights%s%s",

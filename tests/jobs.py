@@ -104,11 +104,12 @@ def stored_weight_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every tensor that a checkpoint's model holds, read without the trainer."""
     from smol_model.spec import build_model, transformer_config
     from smol_train import checkpoint
+    from smol_train.checkpoint_folder import read_model_config
     from smol_train.parallel import process_groups
     from smol_train.sections.layout import ParallelConfig
 
     with process_groups(ParallelConfig(), seed=0):
-        model = checkpoint.read_model_config(folder)
+        model = read_model_config(folder)
         network = build_model(model, transformer_config(model, "torch"), "torch", sequence_length=64)
         checkpoint.load_weights(folder, network)
         return {name: digest(parameter) for name, parameter in network.named_parameters()}

@@ -9,6 +9,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 
 from smol_train import checkpoint
 from smol_train.callbacks.base import Callback, Metrics
+from smol_train.checkpoint_folder import MARKER, folder_name, remove_old
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
@@ -82,5 +83,8 @@ class Checkpointing(Callback):
     def _remove_old(self, trainer: "Trainer") -> None:
         settings = trainer.config.checkpoint
         if trainer.ranks.is_main:
-            for folder in checkpoint.remove_old(trainer.output_dir, settings.keep_last, settings.keep_every_steps):
+            newest = trainer.output_dir / folder_name(self.last_step)
+            if not (newest / MARKER).exists():
+                return
+            for folder in remove_old(trainer.output_dir, newest, settings.keep_last, settings.keep_every_steps):
                 logger.info("checkpoint %s removed: newer ones are whole", folder)

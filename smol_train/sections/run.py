@@ -7,6 +7,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from smol_config import Section
 from smol_data.config import BatchConfig
 
+Verify = Literal["hashes", "sizes"]
+
 
 class TrainConfig(BatchConfig):
     """What the loop does."""
@@ -46,3 +48,6 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of this are kept for good."""
     async_save: bool = False
     """Write in the background while training goes on."""
+    verify: Verify = "hashes"
+    """What is compared before a checkpoint is loaded: the SHA-256 of every file, which reads the whole checkpoint once, the
+    ranks sharing it, or the sizes alone. A damaged newest one is passed over."""

@@ -49,7 +49,9 @@ class WatchdogConfig(Section):
         return []
 
 
-AlertEvent = Literal["started", "resumed", "stalled", "stopped", "crashed", "done"]
+AlertEvent = Literal[
+    "started", "resumed", "stalled", "stopped", "crashed", "done", "damaged_checkpoint", "save_failed", "disk_low"
+]
 """What can be told: see smol_train/callbacks/alerts.py."""
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from small_models import LLAMA, SMOLLM3, Command
 
 from smol_model.config import ModelConfig
-from smol_train import checkpoint
+from smol_train.checkpoint_folder import read_model_config, read_run_mapping, read_state
+from smol_train.checkpoint_integrity import find
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -32,13 +33,12 @@ def test_there_and_back_gives_the_same_bytes(
     for path in export.iterdir():
         if path.name not in ("parity.json", "README.md"):  # they name the checkpoint and the folder
             assert (again / path.name).read_bytes() == path.read_bytes(), path.name
-    assert checkpoint.find(folder) == folder
+    assert find(folder) == folder
     assert (
-        checkpoint.read_model_config(folder).model_dump()
-        == model.model_copy(update={"num_query_groups": model.query_groups}).model_dump()
+        read_model_config(folder).model_dump() == model.model_copy(update={"num_query_groups": model.query_groups}).model_dump()
     )
-    assert checkpoint.read_run_mapping(folder)["data"] == {"tokenizer": str(export), "sequence_length": 64}
-    assert (checkpoint.read_state(folder).step, checkpoint.read_state(folder).optimizer) == (0, None)
+    assert read_run_mapping(folder)["data"] == {"tokenizer": str(export), "sequence_length": 64}
+    assert (read_state(folder).step, read_state(folder).optimizer) == (0, None)
 
 
 def test_a_model_that_transformers_made_is_equal_after_import(byte_tokenizer: Path, tmp_path: Path, command: Command) -> None:

@@ -133,7 +133,7 @@ def test_help_gives_examples_at_once(tool: Tool) -> None:
 @pytest.fixture
 def begun(config: Path, tmp_path: Path) -> Path:
     """A run's folder after 4 steps of 8 samples, which goes on with 16 samples a step; and an unfinished checkpoint."""
-    from smol_train.checkpoint import MARKER, TrainState, folder_name
+    from smol_train.checkpoint_folder import MARKER, TrainState, folder_name
 
     mapping = yaml.safe_load(config.read_text(encoding="utf8"))
     data = load_data_run(config).data

@@ -160,7 +160,7 @@ def exchange_optimizer(folder: Path, saved_by: str, precision: Any) -> dict[str,
 
     Gives the keys of the optimizer's tensors, those whose values differ afterwards, and the step counts that arrived."""
     from smol_train import checkpoint
-    from smol_train.checkpoint import TrainState
+    from smol_train.checkpoint_folder import TrainState
     from smol_train.model import unwrap
     from smol_train.parallel import process_groups
 

@@ -9,44 +9,8 @@ import pytest
 import yaml
 from ranks import RankError, Ranks
 
-from smol_train import checkpoint
-from smol_train.checkpoint import CheckpointError
-
-
-def make_run(run: Path, steps: list[int]) -> None:
-    for step in steps:
-        folder = run / f"iter_{step:07d}"
-        folder.mkdir(parents=True)
-        (folder / checkpoint.MARKER).touch()
-
-
-def kept(run: Path) -> list[int]:
-    return [int(path.name.removeprefix("iter_")) for path in checkpoint.whole_checkpoints(run)]
-
-
-def test_the_newest_are_kept_and_milestones_for_good(tmp_path: Path) -> None:
-    make_run(tmp_path, [100, 200, 250, 300, 350])
-    removed = checkpoint.remove_old(tmp_path, keep_last=2, keep_every_steps=200)
-    assert kept(tmp_path) == [200, 300, 350]
-    assert [path.name for path in removed] == ["iter_0000100", "iter_0000250"]
-    assert not (tmp_path / "iter_0000100").exists()
-
-
-def test_a_folder_without_its_marker_does_not_count_and_is_not_touched(tmp_path: Path) -> None:
-    make_run(tmp_path, [1, 2, 3])
-    (tmp_path / "iter_0000003" / checkpoint.MARKER).unlink()
-    assert checkpoint.find(tmp_path).name == "iter_0000002"
-    checkpoint.remove_old(tmp_path, keep_last=1, keep_every_steps=None)
-    assert kept(tmp_path) == [2]
-    assert (tmp_path / "iter_0000003").exists()
-
-
-def test_finding_nothing_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no whole checkpoint in"):
-        checkpoint.find(tmp_path)
-    (tmp_path / "iter_0000007").mkdir()
-    with pytest.raises(CheckpointError, match="has no COMPLETE marker, so its save did not finish"):
-        checkpoint.find(tmp_path / "iter_0000007")
+from smol_train.checkpoint_folder import MARKER
+from smol_train.checkpoint_integrity import find
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +29,7 @@ def continued(saved: Path, optimizer: bool = True) -> list[str]:
 
 
 def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
-    folder = checkpoint.find(saved)
+    folder = find(saved)
     state = json.loads((folder / "state.json").read_text())
     assert folder.name == "iter_0000010"
     assert (state["step"], state["samples"], state["tokens"]) == (10, 80, 80 * 64)
@@ -151,7 +115,7 @@ def test_weights_only_checkpoints_have_no_optimizer_to_give(ranks: Ranks, overri
 def test_a_checkpoint_that_lost_its_marker_is_refused(ranks: Ranks, overrides: list[str], saved: Path, tmp_path: Path) -> None:
     torn = tmp_path / "iter_0000006"
     shutil.copytree(saved / "iter_0000006", torn)
-    (torn / checkpoint.MARKER).unlink()
+    (torn / MARKER).unlink()
     with pytest.raises(RankError, match="has no COMPLETE marker"):
         ranks.run(jobs.train, 1, overrides=[*overrides, f"start_from.checkpoint={torn}"])
 

@@ -13,7 +13,7 @@ from tiny_runs import QUICKSTART
 
 import pretrain_smol
 from smol_config import ConfigError, load, parse
-from smol_train import checkpoint
+from smol_train.checkpoint_folder import read_state, whole_checkpoints
 from smol_train.config import RunConfig
 from smol_train.sections.watch import ProfilingConfig
 
@@ -72,11 +72,11 @@ def test_a_touched_save_file_saves_for_any_layout_and_goes_on(ranks: Ranks, over
     settings = [*overrides, "checkpoint.keep_last=9", "train.precision=bf16"]
     results = ranks.run(watch_jobs.train_with_triggers, 2, overrides=settings, touched={"save": 2})
     assert results == [{"code": 0, "step": 10}] * 2
-    assert [path.name for path in checkpoint.whole_checkpoints(tmp_path / "run")] == [
+    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == [
         f"iter_{step:07d}"
         for step in (3, 6, 10)  # seen before step 3; the others are the stages' ends
     ]
-    state = checkpoint.read_state(tmp_path / "run" / "iter_0000003")
+    state = read_state(tmp_path / "run" / "iter_0000003")
     assert (state.reason, state.optimizer) == ("save requested", "fully_reshardable")
     assert not (tmp_path / "run" / "save").exists()
 
@@ -87,7 +87,7 @@ def test_a_touched_stop_file_saves_and_keeps_the_run_out_of_the_queue(
 ) -> None:
     results = ranks.run(watch_jobs.train_with_triggers, 2, overrides=overrides, touched={"stop": 3}, signal_at=signal_at)
     assert results == [{"code": 93, "step": 4}] * 2
-    assert checkpoint.read_state(tmp_path / "run" / "iter_0000004").reason == "stop requested"
+    assert read_state(tmp_path / "run" / "iter_0000004").reason == "stop requested"
     assert not (tmp_path / "run" / "stop").exists()  # so that the next start goes on
 
 

@@ -12,7 +12,7 @@ import pytest
 from ranks import Ranks
 from tiny_runs import REPOSITORY, tiny_overrides
 
-from smol_train import checkpoint
+from smol_train.checkpoint_folder import MARKER
 
 
 def start(overrides: list[str], processes: int) -> subprocess.Popen[str]:
@@ -33,7 +33,7 @@ def kill_when_saved(overrides: list[str], processes: int, folder: Path) -> None:
     process = start(overrides, processes)
     metrics = folder.parent / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not (folder / checkpoint.MARKER).exists() or f'"step": {int(folder.name[5:]) + 1},' not in metrics.read_text():
+    while not (folder / MARKER).exists() or f'"step": {int(folder.name[5:]) + 1},' not in metrics.read_text():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "the run did not save in time"
         time.sleep(0.02)
