@@ -44,6 +44,8 @@ class HostBatch:
     """[documents + 1]: document boundaries in the row, from 0 to T, strictly ascending"""
     masked: NDArray[np.int32]
     """Places in the row whose targets are left out of the loss"""
+    datasets: NDArray[np.int32]
+    """[b]: number of the dataset that each window is of, by TrainLoader.dataset_names"""
 
     def expand(self) -> "PackedBatch":
         """The packed batch on the CPU, without DALI."""
@@ -71,8 +73,8 @@ class Parcel:
     """Batches that travel together."""
 
     array: NDArray[np.int32]
-    """Four parts. The ids, b*(S + 1) of each batch; each batch's cu_seqlens; then, counted through the rows of all batches: the
-    first token of every document; the places whose targets are left out of the loss."""
+    """Five parts. The ids, b*(S + 1) of each batch; each batch's cu_seqlens; then, counted through the rows of all batches: the
+    first token of every document; the dataset of each window; the places whose targets are left out of the loss."""
     layout: Layout
 
 
@@ -92,15 +94,23 @@ class PackedBatch:
     """int32 [documents + 1]: document boundaries, from 0 to T, strictly ascending"""
     max_seqlen: int
     """Tokens of the longest document, on the host: read back from a GPU, it would stop the host"""
+    datasets: Tensor
+    """int32 [b]: number of the dataset that each window is of, by TrainLoader.dataset_names"""
 
 
-def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int = 0, multiple: int = 1) -> HostBatch:
+def pack(
+    windows: Sequence[Window],
+    document_mask: bool = True,
+    stand_ins: int = 0,
+    multiple: int = 1,
+    datasets: Sequence[int] | None = None,
+) -> HostBatch:
     """Pack windows of one length into a row.
 
     With `document_mask=False` a window is one document for attention and positions; the same targets stay masked, so that
     losses compare. A window's last target is the first token of the window after it and counts like any other. The last
     `stand_ins` windows only fill the row: none of their targets counts. Documents are padded to whole multiples of `multiple`
-    tokens, which must divide S (`ContextRank.multiple`, `pad_documents`).
+    tokens, which must divide S (`ContextRank.multiple`, `pad_documents`). `datasets` are the windows' (default: all 0).
     """
     length = len(windows[0].tokens) - 1
     edges = np.arange(len(windows) + 1, dtype=np.int32) * np.int32(length)
@@ -114,7 +124,8 @@ def pack(windows: Sequence[Window], document_mask: bool = True, stand_ins: int =
     )
     if stand_ins:
         masked = np.append(masked, np.arange(edges[-1 - stand_ins], edges[-1], dtype=np.int32))
-    return HostBatch(windows, np.union1d(edges, ends) if document_mask else edges, masked)
+    numbers = np.array(datasets or [0] * len(windows), dtype=np.int32)
+    return HostBatch(windows, np.union1d(edges, ends) if document_mask else edges, masked, numbers)
 
 
 def pad_documents(window: Window, multiple: int) -> tuple[Window, NDArray[np.int32]]:
@@ -169,6 +180,7 @@ def join(batches: Sequence[HostBatch]) -> Parcel:
         *(window.tokens for batch in batches for window in batch.windows),
         *(batch.cu_seqlens for batch in batches),
         *(batch.cu_seqlens[:-1] + row for batch, row in zip(batches, rows, strict=True)),
+        *(batch.datasets for batch in batches),
         *(batch.masked + row for batch, row in zip(batches, rows, strict=True)),
     ]
     boundaries = [len(batch.cu_seqlens) for batch in batches]
@@ -179,7 +191,7 @@ def join(batches: Sequence[HostBatch]) -> Parcel:
 def expand(array: Tensor, layout: Layout) -> list[PackedBatch]:
     """The packed batches of a parcel's array, int32 [n], on whatever device it is: all at once, then a view for each."""
     batches, total = len(layout.boundaries), layout.windows * layout.length
-    ids, cu_seqlens, begins, masked = array.split(_sizes(layout, len(array)))
+    ids, cu_seqlens, begins, datasets, masked = array.split(_sizes(layout, len(array)))
     rows = ids.view(batches, layout.windows, layout.length + 1)
     tokens, labels = (
         part.to(torch.int64, memory_format=torch.contiguous_format).view(batches, 1, total)
@@ -199,13 +211,15 @@ def expand(array: Tensor, layout: Layout) -> list[PackedBatch]:
         position_ids.cumsum_(0).view(batches, 1, total),
         cu_seqlens.split(layout.boundaries),
         layout.max_seqlens,
+        datasets.view(batches, layout.windows),
         strict=True,
     )
     return [PackedBatch(*part) for part in parts]
 
 
 def _sizes(layout: Layout, size: int) -> list[int]:
-    """Entries of the four parts of a parcel's array."""
+    """Entries of the five parts of a parcel's array."""
     batches, boundaries = len(layout.boundaries), sum(layout.boundaries)
     ids = batches * layout.windows * (layout.length + 1)
-    return [ids, boundaries, boundaries - batches, size - ids - 2 * boundaries + batches]
+    known = [ids, boundaries, boundaries - batches, batches * layout.windows]
+    return [*known, size - sum(known)]

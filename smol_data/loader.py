@@ -68,6 +68,9 @@ class TrainLoader(Iterator[PackedBatch]):
         self.datasets = open_datasets(folders, data.sequence_length, data.tokenizer, vocab_size)
         self.digests = {name: dataset.manifest.digest for name, dataset in self.datasets.items()}
         """Of the datasets that are open, for order.fingerprint."""
+        self.dataset_names = list(data.datasets)
+        """By the numbers in PackedBatch.datasets; all of them, so that a number does not depend on the start."""
+        self._numbers = {name: number for number, name in enumerate(self.dataset_names)}
         self._segments = list(segments)
         self._order = Order(segments, data.seed, {name: dataset.num_windows for name, dataset in self.datasets.items()})
         self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
@@ -111,7 +114,8 @@ class TrainLoader(Iterator[PackedBatch]):
 
     def _read(self, places: list[Location]) -> HostBatch:
         windows = [self.datasets[place.dataset].window(place.window) for place in places]
-        return pack(windows, self._document_mask, multiple=self._multiple)
+        numbers = [self._numbers[place.dataset] for place in places]
+        return pack(windows, self._document_mask, multiple=self._multiple, datasets=numbers)
 
 
 class HeldOutLoader:

@@ -31,7 +31,7 @@ from smol_train.parallel import Ranks
 from smol_train.schedule import learning_rate
 from smol_train.sections.run import StartFromConfig
 from smol_train.sections.watch import AlertEvent
-from smol_train.step import forward_step
+from smol_train.step import forward_step, sums_by_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Trainer:
         self._synchronize()
         passed = time.perf_counter()
         grad_norm = gradient_norm(self.optimizer)
-        loss, targets = self._reduce(reports)
+        loss, targets, losses = self._reduce(reports)
         update(self.optimizer, grad_norm, self.config.optim.clip_grad_norm)
         ended = time.perf_counter()
 
@@ -127,6 +127,7 @@ class Trainer:
         )
         return {
             "train/loss": loss,
+            **{f"train/loss/{dataset}": value for dataset, value in losses.items()},
             "train/grad_norm": grad_norm,
             "train/learning_rate": rate,
             "train/global_batch_size": batch.batch_size,
@@ -154,28 +155,35 @@ class Trainer:
         )
         return reports
 
-    def sum_over_ranks(self, reports: list[Any], wanted: Sequence[int] = ()) -> tuple[float, float, list[int]]:
-        """(loss sum, targets, the highest of each wanted number) over all ranks, known to all ranks after one collective.
+    def sum_over_ranks(
+        self, reports: list[Any], wanted: Sequence[float] = (), datasets: int = 1
+    ) -> tuple[list[tuple[float, float]], list[float]]:
+        """((loss sum, targets) of each dataset, the highest of each wanted number) over all ranks, known to all ranks after
+        one collective.
 
         Only last stages have reports; tensor-parallel ranks repeat each other's and are counted once.
         """
-        world = torch.zeros(self.ranks.world_size, 2 + len(wanted), dtype=torch.float64, device=self.ranks.device)
-        mine = world[self.ranks.rank]
+        ranks, sums = self.ranks, 2 * datasets
+        world = torch.zeros(ranks.world_size, sums + len(wanted), dtype=torch.float64, device=ranks.device)
+        mine = world[ranks.rank]
         if reports:
-            mine[:2] = (
-                torch.stack([report["loss_and_targets"] for report in reports]).double().sum(0) / self.config.parallel.tensor
-            )
-        mine[2:] = torch.tensor(wanted, dtype=torch.float64)
+            mine[:sums] = sums_by_dataset(reports, datasets).flatten() / self.config.parallel.tensor
+        mine[sums:] = torch.tensor(wanted, dtype=torch.float64)
         torch.distributed.all_reduce(world)
-        total, targets = world[:, :2].sum(0).tolist()
-        return total, targets, [int(number) for number in world[:, 2:].amax(0)]
+        numbers = torch.cat([world[:, :sums].sum(0), world[:, sums:].amax(0)]).tolist()  # one wait for the device
+        return list(zip(numbers[:sums:2], numbers[1:sums:2], strict=True)), numbers[sums:]
 
-    def _reduce(self, reports: list[Any]) -> tuple[float, float]:
+    def _reduce(self, reports: list[Any]) -> tuple[float, float, dict[str, float]]:
+        """(mean loss, targets, mean loss of each dataset that had targets)."""
         asked, self._wanted_requests = self._wanted_requests, set()
         wanted = [self._wanted_code, *(request in asked for request in REQUESTS)]
-        total, targets, (self.exit_code, *agreed) = self.sum_over_ranks(reports, wanted)
+        names = self.loader.dataset_names
+        sums, (code, *agreed) = self.sum_over_ranks(reports, wanted, len(names))
+        self.exit_code = int(code)
         self.requests = frozenset(request for request, yes in zip(REQUESTS, agreed, strict=True) if yes)
-        return total / max(targets, 1.0), targets
+        total, targets = (sum(column) for column in zip(*sums, strict=True))
+        losses = {name: loss / count for name, (loss, count) in zip(names, sums, strict=True) if count}
+        return total / max(targets, 1.0), targets, losses
 
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":

@@ -48,5 +48,5 @@ class HeldOutEvaluation(Callback):
         trainer.model.eval()
         with gathered_parameters(trainer.model):
             reports = trainer.forward_backward(iter(loader), len(loader), forward_only=True)
-        total, targets, _ = trainer.sum_over_ranks(reports)
+        [(total, targets)], _ = trainer.sum_over_ranks(reports)
         return total / targets

@@ -62,6 +62,7 @@ def test_types_are_those_of_the_contract(document_mask: bool) -> None:
         "loss_mask": ("float32", (1, 16)),
         "position_ids": ("int64", (1, 16)),
         "cu_seqlens": ("int32", (5 if document_mask else 3,)),
+        "datasets": ("int32", (2,)),
     }
     assert type(batch.max_seqlen) is int
     assert batch.loss_mask.sum() == 12  # the ablation leaves out the same targets
@@ -121,7 +122,7 @@ def test_windows_that_need_no_padding_stay_as_they_are() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_context_ranks_share_every_document_evenly(ranks: int) -> None:
     window = Window(np.arange(129), np.array([3, 40, 41, 100], dtype=np.int32))
-    batch = pack([window, window], multiple=2 * ranks).expand()
+    batch = pack([window, window._replace(tokens=window.tokens + 1000)], multiple=2 * ranks).expand()
     parts = [context_part(batch, ContextRank(rank, ranks)) for rank in range(ranks)]
     borders = batch.cu_seqlens.tolist()
     for rank, part in enumerate(parts):
@@ -133,4 +134,6 @@ def test_context_ranks_share_every_document_evenly(ranks: int) -> None:
         for name in ("tokens", "labels", "loss_mask", "position_ids"):
             assert getattr(part, name).tolist() == getattr(batch, name)[:, expected].tolist()
         assert part.cu_seqlens is batch.cu_seqlens
+        ids = part.tokens.view(2, -1)  # window by window, as the losses of each are added up
+        assert (ids[0] < 1000).all() and ((ids[1] == 0) | (ids[1] >= 1000)).all()
     assert sum(float(part.loss_mask.sum()) for part in parts) == float(batch.loss_mask.sum())

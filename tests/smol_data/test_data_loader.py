@@ -76,8 +76,9 @@ def test_batches_are_those_of_order_and_pack(data: DataConfig, segments: list[Se
     assert len(batches) == 7 * 2
     for number, batch in enumerate(batches):
         first = batch_at(segments, number // 2).first_sample + (number % 2 * 2 + 1) * 3
-        windows = [datasets[p.dataset].window(p.window) for p in order.locate_range(first, first + 3)]
-        direct = pack(windows, document_mask).expand()
+        places = order.locate_range(first, first + 3)
+        windows = [datasets[p.dataset].window(p.window) for p in places]
+        direct = pack(windows, document_mask, datasets=[list(data.datasets).index(p.dataset) for p in places]).expand()
         assert same(batch, direct)
         assert all(getattr(batch, f.name).device == CPU for f in fields(batch) if f.name != "max_seqlen")
         assert batch.cu_seqlens.dtype == torch.int32

@@ -116,7 +116,8 @@ def single(tokens: Tensor) -> PackedBatch:
     """A row that holds one document."""
     length = len(tokens)
     borders, places = torch.tensor([0, length], dtype=torch.int32), torch.arange(length)[None]
-    return PackedBatch(tokens[None], tokens[None], torch.ones(1, length), places, borders, length)
+    number = torch.zeros(1, dtype=torch.int32)
+    return PackedBatch(tokens[None], tokens[None], torch.ones(1, length), places, borders, length, number)
 
 
 def same_window(documents: Sequence[Sequence[int]] = LENGTHS) -> list[int]:

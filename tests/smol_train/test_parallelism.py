@@ -47,6 +47,10 @@ def reference(ranks: Ranks, corpus: Path, initial: Path, tmp_path_factory: pytes
     return result
 
 
+def by_dataset(step: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in step.items() if name.startswith("train/loss/")}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_trains_like_one_process(
     layout: str, ranks: Ranks, overrides: list[str], initial: Path, reference: dict
@@ -55,6 +59,8 @@ def test_layout_trains_like_one_process(
     results = ranks.run(jobs.train, world_size, overrides=[*overrides, *start_from(initial), *settings], evaluate=True)
     for result in results:
         assert result["loss"] == pytest.approx(reference["loss"], abs=LOSS_TOLERANCE)
+        for step, expected in zip(result["steps"], reference["steps"], strict=True):
+            assert by_dataset(step) == pytest.approx(by_dataset(expected), abs=LOSS_TOLERANCE)
         assert result["grad_norm"] == pytest.approx(reference["grad_norm"], abs=NORM_TOLERANCE)
         for held_out in ("eval/loss/code", "eval/loss/docs"):
             assert result["steps"][-1][held_out] == pytest.approx(reference["steps"][-1][held_out], abs=LOSS_TOLERANCE)
