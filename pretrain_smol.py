@@ -76,6 +76,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     from smol_train.callbacks.checkpointing import Checkpointing
     from smol_train.callbacks.evaluation import HeldOutEvaluation
     from smol_train.callbacks.metrics import MetricsWriter
+    from smol_train.callbacks.noise_scale import GradientNoiseScale
     from smol_train.callbacks.profiling import Profiling
     from smol_train.callbacks.progress import Progress
     from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
@@ -98,6 +99,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
             StopOnSignal(),
             TriggerFiles(),
             HeldOutEvaluation(),
+            GradientNoiseScale(),
             MetricsWriter(),
             Progress(),
             Checkpointing(),

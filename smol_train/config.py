@@ -55,7 +55,7 @@ class RunConfig(Section):
         found = self._layout_problems()
         if any(section.problems() for section in (*self.data.stages, self.data, self.train)):
             return found  # which steps there are is unknown until these are mended
-        return [*found, *self._schedule_problems()]
+        return [*found, *self._schedule_problems(), *self._measuring_problems()]
 
     def _layout_problems(self) -> list[str]:
         model, parallel, train, found = self.model, self.parallel, self.train, []
@@ -115,6 +115,15 @@ class RunConfig(Section):
             found.append(
                 f"optim.schedule.batch_rule={schedule.batch_rule} does nothing without train.batch_ramp; take it out or give a "
                 f"ramp"
+            )
+        return found
+
+    def _measuring_problems(self) -> list[str]:
+        train, steps, found = self.train, self.train_steps, []
+        if self.logging.noise_scale_every_steps and train.global_batch_size == train.micro_batch_size:
+            found.append(
+                f"logging.noise_scale_every_steps={self.logging.noise_scale_every_steps} compares two batch sizes, but "
+                f"train.global_batch_size={train.global_batch_size} is one micro-batch; lower train.micro_batch_size"
             )
         if self.profiling.steps and self.profiling.steps[0] >= steps:
             found.append(

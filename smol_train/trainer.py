@@ -8,6 +8,7 @@ all ranks (loss, targets and whether anyone wants to stop), and let the optimize
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -262,16 +263,25 @@ class Trainer:
 
 
 class _TimedIterator:
-    """An iterator that adds up how long it was waited for."""
+    """An iterator that adds up how long it was waited for, and can be looked into ahead."""
 
     def __init__(self, inner: Iterator[PackedBatch]) -> None:
         self.inner, self.seconds = inner, 0.0
+        self._ahead: deque[PackedBatch] = deque()
 
     def __iter__(self) -> Iterator[PackedBatch]:
         return self
 
     def __next__(self) -> PackedBatch:
+        if self._ahead:
+            return self._ahead.popleft()
         started = time.perf_counter()
         batch = next(self.inner)
         self.seconds += time.perf_counter() - started
         return batch
+
+    def peek(self, count: int) -> list[PackedBatch]:
+        """The next `count` batches, which stay the next."""
+        while len(self._ahead) < count:
+            self._ahead.append(next(self.inner))
+        return list(self._ahead)[:count]

@@ -12,8 +12,19 @@ class LoggingConfig(Section):
 
     every_steps: PositiveInt = 1
     """Steps between lines; a line holds that step's values, not means. Evaluations are always written."""
+    noise_scale_every_steps: PositiveInt | None = None
+    """Steps between measurements of train/gradient_noise_scale, each a micro-batch more to compute; null: none."""
     peak_tflops: PositiveFloat | None = None
     """Dense bf16 TFLOP/s of one device, for perf/model_flops_utilization; null: known from the GPU's name, else left out."""
+
+    def problems(self) -> list[str]:
+        measured = self.noise_scale_every_steps
+        if measured and measured % self.every_steps:
+            return [
+                f"noise_scale_every_steps={measured} is not a multiple of every_steps={self.every_steps}, so most measurements "
+                f"would not be written; make it one"
+            ]
+        return []
 
 
 class EvaluationConfig(Section):

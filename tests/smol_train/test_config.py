@@ -121,6 +121,14 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"train.batch_ramp": [{"until_step": 10, "global_batch_size": 4}]},
         "train.batch_ramp: until_step=10 is not inside the run's 10 steps",
     ),
+    (
+        {"logging.noise_scale_every_steps": 5, "logging.every_steps": 2},
+        "logging.noise_scale_every_steps=5 is not a multiple of every_steps=2",
+    ),
+    (
+        {"logging.noise_scale_every_steps": 1, "train.micro_batch_size": 8},
+        "logging.noise_scale_every_steps=1 compares two batch sizes, but train.global_batch_size=8 is one micro-batch",
+    ),
     ({"optim.schedule.batch_rule": "sqrt"}, "optim.schedule.batch_rule=sqrt does nothing without train.batch_ramp"),
     ({"optim.schedule.warmup_steps": 9}, "warmup_steps=9 and decay_steps=2 do not fit into the run's 10 steps"),
 ]
