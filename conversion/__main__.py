@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest weight file, such as 500MB (default 5GB)")
     command.add_argument("--tokenizer", metavar="T", help="tokenizer folder or Hub name (default: the run's data.tokenizer)")
     command.add_argument("--overwrite", action="store_true", help="replace HF_DIR, once the new export is verified")
+    command.add_argument(
+        "--yarn",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="have readers stretch the context to FACTOR times the training length (YaRN; SmolLM3: 2, for 128k from 64k)",
+    )
     _add_text(command)
 
     command = add(
@@ -84,7 +91,7 @@ def _add_text(command: argparse.ArgumentParser) -> None:
 def _to_hf(options: argparse.Namespace) -> None:
     from conversion import to_hf
 
-    names = ("dtype", "shard_size", "tokenizer", "text", "overwrite")
+    names = ("dtype", "shard_size", "tokenizer", "text", "overwrite", "yarn")
     to_hf.run(options.checkpoint, options.hf_dir, to_hf.Options(**{name: getattr(options, name) for name in names}))
 
 

@@ -61,9 +61,15 @@ def family_of(model: ModelConfig) -> Family:
 # --- ModelConfig -> config.json --------------------------------------------------------------------------------------------
 
 
-def to_huggingface(model: ModelConfig, ids: SpecialIds, sequence_length: int, dtype: str) -> dict[str, Any]:
-    """config.json of `model`; `dtype` is torch's name of the weights' dtype, `sequence_length` is in tokens."""
+def to_huggingface(
+    model: ModelConfig, ids: SpecialIds, sequence_length: int, dtype: str, yarn_factor: float = 1.0
+) -> dict[str, Any]:
+    """config.json of `model`; `dtype` is torch's name of the weights' dtype, `sequence_length` is in tokens.
+
+    `yarn_factor` above 1 has readers stretch the rotary embedding to that many times the sequence length (YaRN).
+    """
     family = family_of(model)
+    scaling = _yarn(yarn_factor, sequence_length) if yarn_factor > 1 else None
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -78,7 +84,7 @@ def to_huggingface(model: ModelConfig, ids: SpecialIds, sequence_length: int, dt
         "hidden_size": model.hidden_size,
         "initializer_range": model.init_std,
         "intermediate_size": model.ffn_hidden_size,
-        "max_position_embeddings": sequence_length,
+        "max_position_embeddings": int(sequence_length * yarn_factor),
         "mlp_bias": False,
         "num_attention_heads": model.num_attention_heads,
         "num_hidden_layers": model.num_layers,
@@ -86,14 +92,24 @@ def to_huggingface(model: ModelConfig, ids: SpecialIds, sequence_length: int, dt
         # 1: how the weights were split in training does not matter to readers; old Llama code splits its products by it.
         "pretraining_tp": 1,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
-        "rope_scaling": None,
+        "rope_parameters": {"rope_theta": model.rope_theta, **(scaling or {"rope_type": "default"})},
+        "rope_scaling": scaling,
         "rope_theta": model.rope_theta,
         "tie_word_embeddings": model.tie_embeddings,
         "use_cache": True,
         "vocab_size": model.vocab_size,
     }
     return dict(sorted((config | (_smollm3(model) if family is SMOLLM3 else _llama(model))).items()))
+
+
+def _yarn(factor: float, sequence_length: int) -> dict[str, Any]:
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": sequence_length}
+
+
+def yarn_factor_of(config: Mapping[str, Any]) -> float:
+    """The factor of an exported config.json's YaRN; 1 where it has none."""
+    rope = config.get("rope_parameters") or {}
+    return float(rope["factor"]) if rope.get("rope_type") == "yarn" else 1.0
 
 
 def _smollm3(model: ModelConfig) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from conversion.families import Family
 from smol_model.config import ModelConfig
 
 
-def model_card(name: str, model: ModelConfig, family: Family, sequence_length: int, step: int, tokens: int) -> str:
-    """The card's text; `step` in optimizer steps, `tokens` trained on, `sequence_length` in tokens."""
+def model_card(name: str, model: ModelConfig, family: Family, sequence_length: str, step: int, tokens: int) -> str:
+    """The card's text; `step` in optimizer steps, `tokens` trained on, `sequence_length` in words."""
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -26,7 +26,7 @@ def model_card(name: str, model: ModelConfig, family: Family, sequence_length: i
         "Embeddings": "tied with the output" if model.tie_embeddings else "separate from the output",
         "Rotary base": f"{model.rope_theta:,.0f}",
         "Layers without rotary embedding": f"{len(without_rope)} of {model.num_layers}",
-        "Sequence length": f"{sequence_length:,} tokens",
+        "Sequence length": sequence_length,
         "Training steps": f"{step:,}",
         "Training tokens": f"{tokens:,}",
     }

@@ -34,6 +34,7 @@ class Options:
     tokenizer: str | None = None
     text: Path | None = None
     overwrite: bool = False
+    yarn: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class _Export:
     ids: SpecialIds
     dtype: torch.dtype
     shard_bytes: int
+    yarn_factor: float
 
 
 def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
@@ -56,6 +58,8 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
     _check_target(hf_dir, options.overwrite)
     if options.text is not None and not options.text.is_file():
         raise ConversionError(f"--text {options.text} is not a file; give a text file")
+    if not 1 <= options.yarn < float("inf"):
+        raise ConversionError(f"--yarn {options.yarn} must be 1 (off) or above, such as 2 for twice the sequence length")
     export = _prepare(find(checkpoint_path), options, shard_bytes)
     partial = hf_dir.with_name(hf_dir.name + ".partial")
     if partial.exists():
@@ -84,7 +88,7 @@ def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
         raise ConversionError(f"{folder / 'run.yaml'} names no data.tokenizer; give one with --tokenizer")
     tokenizer = tokenizer_files.locate(name)
     ids = tokenizer_files.special_ids(tokenizer_files.load(tokenizer, model.vocab_size))
-    return _Export(folder, model, sequence_length, reader, tokenizer, ids, DTYPES[options.dtype], shard_bytes)
+    return _Export(folder, model, sequence_length, reader, tokenizer, ids, DTYPES[options.dtype], shard_bytes, options.yarn)
 
 
 def write_weights(reader: MegatronReader, model: ModelConfig, target: Path, dtype: torch.dtype, shard_bytes: int) -> None:
@@ -103,13 +107,16 @@ def _write_texts(export: _Export, target: Path, name: str) -> None:
     """Configuration, generation configuration, tokenizer and model card."""
     version = _transformers_version()
     dtype = str(export.dtype).removeprefix("torch.")
-    config = to_huggingface(export.model, export.ids, export.sequence_length, dtype) | {"transformers_version": version}
-    _write_json(target / "config.json", config)
+    config = to_huggingface(export.model, export.ids, export.sequence_length, dtype, export.yarn_factor)
+    _write_json(target / "config.json", config | {"transformers_version": version})
     ids = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
     _write_json(target / "generation_config.json", ids | {"transformers_version": version})
     tokenizer_files.copy(export.tokenizer, target)
     state = read_state(export.folder)
-    card = model_card(name, export.model, family_of(export.model), export.sequence_length, state.step, state.tokens)
+    length = f"{export.sequence_length:,} tokens"
+    if export.yarn_factor > 1:
+        length += f", read with YaRN up to {config['max_position_embeddings']:,}"
+    card = model_card(name, export.model, family_of(export.model), length, state.step, state.tokens)
     (target / "README.md").write_text(card, encoding="utf8")
 
 

@@ -20,6 +20,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from conversion import ConversionError, ParityError, tokenizer_files
+from conversion.families import yarn_factor_of
 from conversion.megatron_reader import MegatronReader
 from conversion.parity import FIXED_TEXT, Forward, Row, Side, compare, fixed_rows, measure, text_rows
 from conversion.safetensors_files import DTYPES, SafetensorsReader
@@ -45,7 +46,8 @@ def verify(folder: Path, hf_dir: Path, text: Path | None) -> dict[str, Any]:
     dtype = SafetensorsReader(hf_dir).dtype
     unequal = unequal_tensors(folder, hf_dir, model)
     print(f"weights compared: {len(unequal)} tensors differ", flush=True)
-    ours = _megatron_side(folder, model, sequence_length, dtype, rows, users)
+    factor = yarn_factor_of(json.loads((hf_dir / "config.json").read_text(encoding="utf8")))
+    ours = _megatron_side(folder, model, sequence_length, dtype, factor, rows, users)
     print("logits of the checkpoint computed by Megatron-Core", flush=True)
     theirs = _huggingface_side(hf_dir, rows, users)
     print("logits of the folder computed by transformers", flush=True)
@@ -129,11 +131,17 @@ def _inputs(hf_dir: Path, model: ModelConfig, sequence_length: int, text: Path |
 
 
 def _megatron_side(
-    folder: Path, model: ModelConfig, sequence_length: int, dtype: torch.dtype, rows: list[Row], users: list[Row]
+    folder: Path,
+    model: ModelConfig,
+    sequence_length: int,
+    dtype: torch.dtype,
+    yarn_factor: float,
+    rows: list[Row],
+    users: list[Row],
 ) -> Side:
     with process_groups(ParallelConfig(), seed=0):
         config = transformer_config(model, "torch", "fp32", perform_initialization=False)
-        network = build_model(model, config, "torch", sequence_length, gather_logits=True).eval()
+        network = build_model(model, config, "torch", sequence_length, gather_logits=True, yarn_factor=yarn_factor).eval()
         checkpoint.load_weights(folder, network)
         with torch.no_grad():
             for parameter in network.parameters():

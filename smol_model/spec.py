@@ -202,6 +202,23 @@ def _log_partition(logits: Tensor) -> Tensor:
     return tensor_parallel.reduce_from_tensor_model_parallel_region(local).log() + highest
 
 
+def _set_yarn(config: TransformerConfig, factor: float, sequence_length: int, backend: Backend) -> None:
+    """Megatron-Core reads these attributes, which its configuration does not declare; the values are the paper's."""
+    if backend == "te":
+        raise ConfigError(f"yarn_factor={factor} on the te backend computes something else; use the torch backend")
+    values = {
+        "rotary_scaling_factor": factor,
+        "original_max_position_embeddings": sequence_length,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": None,  # both None: the attention factor is 0.1 ln(factor) + 1
+        "mscale_all_dim": None,
+        "correction_range_round_to_int": True,
+    }
+    for name, value in values.items():
+        setattr(config, f"yarn_{name}", value)
+
+
 def build_model(
     model: ModelConfig,
     config: TransformerConfig,
@@ -211,12 +228,18 @@ def build_model(
     post_process: bool = True,
     vp_stage: int | None = None,
     gather_logits: bool = False,
+    yarn_factor: float = 1.0,
 ) -> SmolGPT:
     """The network, or this pipeline stage's part of it, on the current device.
 
     forward(input_ids [1, t], position_ids [1, t], None, labels=[1, t], packed_seq_params=...) gives the loss of every
     target, [1, t]; without labels the logits [1, t, vocabulary / TP], or the whole vocabulary with `gather_logits`.
+
+    `yarn_factor` above 1 stretches the rotary embedding to that many times `sequence_length` (YaRN, Peng et al. 2023), for
+    looking at an export: raises ConfigError for the te backend, whose fused kernel leaves YaRN's attention factor out.
     """
+    if yarn_factor > 1:
+        _set_yarn(config, yarn_factor, sequence_length, backend)
     gpt = SmolGPT(
         config,
         block_spec(model, config, backend, vp_stage),
@@ -226,7 +249,7 @@ def build_model(
         post_process=post_process,
         parallel_output=not gather_logits,
         share_embeddings_and_output_weights=model.tie_embeddings,
-        position_embedding_type="rope",
+        position_embedding_type="yarn" if yarn_factor > 1 else "rope",
         rotary_base=model.rope_theta,
         vp_stage=vp_stage,
     )

@@ -1,8 +1,11 @@
 """Learning rate by step, as a pure function of the `optim:` section. Used by the optimizer (optim.py) and the plan (plan.py).
 
-The convention is nanotron's, which trained SmolLM3: steps count from 1, step s <= warmup_steps runs at
-learning_rate * s / warmup_steps, and a decay that starts after step S reaches its minimum at step S + D. SmolLM3's
-configuration writes the first step of its decay, 4,198,001; S here is 4,198,000.
+Steps count from 1: step s <= warmup_steps runs at learning_rate * s / warmup_steps, and a decay of D steps after step S
+reaches its minimum at step S + D, the end of the run. nanotron, which trained SmolLM3, logs the same rates in the warm-up and
+in the two long-context runs. In SmolLM3's linear decay it logs at step s what this file gives at s - 1, because its
+configuration names the first step of the decay (4,198,001) where the formula subtracts the last one of the peak; so it ended at
+1/522,000 of the peak instead of 0. What nanotron applies at a step is the rate that it logged a step before (its scheduler
+moves on after the update), so that its very first update had a rate of 0. Tests hold both differences; neither is imitated.
 
 Imports no torch, so that a dry run starts at once.
 """

@@ -105,6 +105,22 @@ def test_smollm3_decays_during_its_last_stage() -> None:
     assert rates == [2.0e-4, 2.0e-4, 0.0]
 
 
+def test_the_branch_repeats_what_its_run_has_trained() -> None:
+    """Other weights, or a batch or seed of its own, would be refused when it starts."""
+    branch, run = (
+        smol_config.load(RunConfig, CONFIGS / name, keep_unset=True)
+        for name in ("examples/decay_branch.yaml", "scaling/135m_8gpu.yaml")
+    )
+    stable, anneal = branch.data.stages
+    assert branch.start_from is not None and branch.start_from.optimizer and branch.start_from.data_position
+    assert branch.start_from.checkpoint == f"{run.train.output_dir}/iter_{stable.steps:07d}"
+    assert stable.steps % (run.checkpoint.keep_every_steps or 0) == 0 and stable.steps < run.stage_steps[0]
+    assert stable.weights == run.data.stages[0].weights and branch.data.seed == run.data.seed
+    assert branch.train.output_dir != run.train.output_dir
+    assert anneal.steps == branch.optim.schedule.decay_steps
+    assert anneal.weights["finemath-4plus"] == pytest.approx(0.3)
+
+
 def test_numbers_are_written_so_that_every_yaml_reader_takes_them_for_numbers() -> None:
     """2e-4 without a point is text in YAML 1.1; smol_config reads it, other tools may not."""
 

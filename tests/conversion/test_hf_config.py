@@ -8,7 +8,7 @@ import pytest
 from small_models import LLAMA, SMOLLM3, Command
 
 from conversion import ConversionError
-from conversion.families import SpecialIds, from_huggingface, to_huggingface
+from conversion.families import SpecialIds, from_huggingface, to_huggingface, yarn_factor_of
 from smol_config import load_mapping, parse
 from smol_model.config import ModelConfig
 
@@ -110,6 +110,33 @@ def test_both_generations_of_names_reach_transformers() -> None:
         assert read.rope_parameters["rope_theta"] == SMOLLM3.rope_theta
         assert read.dtype in (torch.bfloat16, "bfloat16")
         assert read.no_rope_layers == [1, 1, 1, 0]
+
+
+def test_yarn_is_written_as_smollm3s_card_says_and_read_by_both_generations() -> None:
+    """The card: rope_scaling {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 65536} for 128k tokens."""
+    import transformers
+
+    config = to_huggingface(released_model(), SpecialIds(128000, 128012, 128004), 65536, "bfloat16", yarn_factor=2.0)
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 65536}
+    plain = to_huggingface(released_model(), SpecialIds(128000, 128012, 128004), 65536, "bfloat16")
+    assert config == plain | {
+        "rope_scaling": scaling,
+        "rope_parameters": {"rope_theta": 5_000_000.0, **scaling},
+        "max_position_embeddings": 131_072,
+    }
+    assert (yarn_factor_of(config), yarn_factor_of(plain)) == (2.0, 1.0)
+    older = {name: value for name, value in config.items() if name != "rope_parameters"}
+    newer = {name: value for name, value in config.items() if name not in ("rope_theta", "rope_scaling")}
+    as_on_the_card = plain | {
+        "rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 65536},
+        "max_position_embeddings": 131_072,
+    }
+    del as_on_the_card["rope_parameters"]
+    reference = transformers.SmolLM3Config.from_dict(as_on_the_card).rope_parameters
+    for written in (config, older, newer):
+        read = transformers.SmolLM3Config.from_dict(written).rope_parameters
+        assert {name: read[name] for name in ("rope_type", "rope_theta", *scaling)} == {**scaling, "rope_theta": 5_000_000.0}
+        assert read == {name: value for name, value in reference.items() if name != "type"}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -90,6 +90,24 @@ def test_parity_has_all_figures(smollm3_export: Path, llama_export: Path) -> Non
         assert parity["perplexity"]["megatron"] == pytest.approx(parity["perplexity"]["hf"], rel=1e-5)
 
 
+def test_an_export_with_yarn_computes_what_megatron_core_does_with_yarn(
+    smollm3_checkpoint: Path, smollm3_export: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "hf"
+    assert command("to-hf", smollm3_checkpoint, folder, "--yarn", "4").code == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["rope_parameters"]["rope_type"]) == (256, "yarn")
+    parity, plain = figures(folder), figures(smollm3_export)
+    assert parity["passed"] and parity["max_logit_difference"] < 1e-5
+    assert abs(parity["perplexity"]["hf"] - plain["perplexity"]["hf"]) > 1e-3, "YaRN changes what the model computes"
+    assert "64 tokens, read with YaRN up to 256" in (folder / "README.md").read_text()
+    # Another original length in the reader's configuration bends other frequencies.
+    for key in ("rope_parameters", "rope_scaling"):
+        config[key]["original_max_position_embeddings"] = 4096
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command("verify", smollm3_checkpoint, folder, "--output", tmp_path / "parity.json").code == 1
+
+
 def test_the_cards_metadata_is_yaml_that_the_hub_reads(smollm3_export: Path) -> None:
     from huggingface_hub import ModelCard
 

@@ -4,9 +4,14 @@ import math
 from typing import Any
 
 import pytest
+from tiny_runs import REPOSITORY
 
+import smol_config
+from smol_train.config import RunConfig
 from smol_train.schedule import decay_start, learning_rate
 from smol_train.sections.optim import OptimConfig
+
+CONFIGS = REPOSITORY / "configs"
 
 
 def optim(peak: float = 1.0, **schedule: Any) -> OptimConfig:
@@ -34,6 +39,36 @@ SMOLLM3 = optim(2.0e-4, kind="wsd", warmup_steps=2000, decay_steps=522_000, deca
 )
 def test_smollm3_runs_at_its_published_rates(step: int, rate: float) -> None:
     assert learning_rate(SMOLLM3, 4_720_000, step) == pytest.approx(rate, rel=1e-12, abs=1e-20)
+
+
+def nanotron_logs(step: int, peak: float, warmup: int, start: int, decay: int, shape: str) -> float:
+    """The rate that nanotron logs at a step, in the terms of its configuration: lr_warmup_steps, lr_decay_starting_step and
+    lr_decay_steps. It updates with the rate logged at the step before; at the first step with 0."""
+    if step <= warmup:
+        return peak * step / warmup
+    if step < start:
+        return peak
+    progress = min((step - start) / decay, 1)
+    return peak * (1 - progress if shape == "linear" else (1 + math.cos(math.pi * progress)) / 2)
+
+
+@pytest.mark.parametrize("step", [1, 2, 1999, 2000, 2001, 3_450_000, 4_197_999, 4_198_000, 4_198_001, 4_459_000, 4_720_000])
+def test_smollm3_differs_from_what_was_logged_by_a_step_of_its_decay(step: int) -> None:
+    """Its file: 2,000 steps of warm-up, decay from step 4,198,001 on over 522,000 steps, 4,720,000 steps in all."""
+    logged = [nanotron_logs(s, 2e-4, 2000, 4_198_001, 522_000, "linear") for s in (step, step + 1)]
+    expected = logged[0] if step <= 4_198_000 else logged[1]
+    assert learning_rate(SMOLLM3, 4_720_000, step) == pytest.approx(expected, rel=1e-9, abs=1e-20)
+    difference = logged[0] - learning_rate(SMOLLM3, 4_720_000, step)
+    assert difference == pytest.approx(0 if step <= 4_198_000 else 2e-4 / 522_000, rel=1e-6, abs=1e-20)
+
+
+@pytest.mark.parametrize(("steps", "name"), [(20_000, "long_32k"), (22_000, "long_64k")])
+def test_the_long_context_runs_have_the_logged_rates(steps: int, name: str) -> None:
+    config = smol_config.load(RunConfig, CONFIGS / "smollm3" / f"{name}.yaml", keep_unset=True)
+    assert config.train_steps == steps
+    for step in (1, 500, 999, 1000, 1001, 1002, 10_500, steps - 1, steps):
+        logged = nanotron_logs(step, 2e-5, 1000, 1000, steps - 1000, "cosine")
+        assert learning_rate(config.optim, steps, step) == pytest.approx(logged, rel=1e-9, abs=1e-20)
 
 
 def test_long_context_cosine_starts_after_its_warmup_and_ends_at_zero() -> None:
