@@ -88,7 +88,7 @@ def write_initial_weights(trainer: "Trainer", path: Path) -> None:
     """The trainer's weights under transformers' names, dtype kept."""
     from smol_train.optim import parameter_names
 
-    model, parameters = trainer.config.model, parameter_names(trainer.model)
+    model, parameters = trainer.config.model, parameter_names(trainer.chunks)
     tensors: dict[str, torch.Tensor] = {}
     for weight in weight_table(model):
         for name, tensor in weight.split(parameters[weight.megatron].detach(), model).items():

@@ -54,15 +54,17 @@ class TrainLoader(Iterator[PackedBatch]):
         vocab_size: int | None = None,
         prefetch: int = PREFETCH,
         context: ContextRank = ALONE,
+        group: int = 1,
     ) -> None:
         """Open the datasets that steps from `start_step` on draw from.
 
         `segments` are the whole run's (order.resolve_segments); `rank` and `world_size` count data-parallel ranks;
-        `vocab_size` is the model's; `context` is this rank among those that share its rows. Raises DataError when a dataset
-        does not open or is of another tokenizer, or a batch size does not divide.
+        `vocab_size` is the model's; `context` is this rank among those that share its rows; a step has whole groups of `group`
+        micro-batches. Raises DataError when a dataset does not open or is of another tokenizer, or a batch size does not
+        divide.
         """
         ahead = [segment for segment in segments if segment.end_step > start_step]
-        _check_division(ahead, micro_batch_size, world_size)
+        _check_division(ahead, micro_batch_size, world_size, group)
         names = {name for segment in ahead for name, weight in segment.weights.items() if weight > 0}
         folders = {name: folder for name, folder in data.datasets.items() if name in names}
         self.datasets = open_datasets(folders, data.sequence_length, data.tokenizer, vocab_size)
@@ -137,20 +139,22 @@ class HeldOutLoader:
         vocab_size: int | None = None,
         prefetch: int = PREFETCH,
         context: ContextRank = ALONE,
+        group: int = 1,
     ) -> None:
-        """`name` is one of data.held_out; a dataset of fewer than `windows` windows is taken whole. Raises DataError."""
+        """`name` is one of data.held_out; a dataset of fewer than `windows` windows is taken whole; micro-batches come in
+        whole groups of `group`. Raises DataError."""
         if name not in data.held_out:
             raise DataError(f"held-out dataset {name!r} is not in data.held_out; {nearest(name, data.held_out)}")
         self._dataset = open_datasets({name: data.held_out[name]}, data.sequence_length, data.tokenizer, vocab_size)[name]
         self.windows = min(windows, self._dataset.num_windows)
         """Windows over all ranks."""
-        self._micro_batch_size, self._rank, self._world_size = micro_batch_size, rank, world_size
+        self._micro_batch_size, self._rank, self._world_size, self._group = micro_batch_size, rank, world_size, group
         self._document_mask = data.document_mask
         self._device, self._prefetch, self._context = device, prefetch, context
 
     def __len__(self) -> int:
         """Micro-batches of each rank."""
-        return -(-self.windows // (self._micro_batch_size * self._world_size))
+        return -(-self.windows // (self._micro_batch_size * self._world_size * self._group)) * self._group
 
     def __iter__(self) -> Iterator[PackedBatch]:
         feed = _Feed(self._batches(), self._device, self._prefetch, self._context)
@@ -172,7 +176,7 @@ class HeldOutLoader:
             yield pack(windows, self._document_mask, stand_ins, self._context.multiple)
 
 
-def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_size: int) -> None:
+def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_size: int, group: int) -> None:
     at_once = micro_batch_size * world_size
     for segment in segments:
         if segment.batch_size % at_once:
@@ -180,6 +184,12 @@ def _check_division(segments: Sequence[Segment], micro_batch_size: int, world_si
                 f"train.global_batch_size={segment.batch_size} (stage {segment.stage!r}, step {segment.first_step}) is not a "
                 f"multiple of "
                 f"train.micro_batch_size={micro_batch_size} x {world_size} data-parallel ranks = {at_once}; change one of them"
+            )
+        if segment.batch_size // at_once % group:
+            raise DataError(
+                f"train.global_batch_size={segment.batch_size} (stage {segment.stage!r}) gives each of {world_size} "
+                f"data-parallel ranks {segment.batch_size // at_once} micro-batches of {micro_batch_size}, no multiple of the "
+                f"parallel.pipeline={group} that an interleaved pipeline takes at a time; change one of them"
             )
 
 

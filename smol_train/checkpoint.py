@@ -7,7 +7,7 @@
 
 Every rank writes its share (fully parallel strategies). The optimizer's state is stored in one of two forms:
 
-    dp_reshardable       cheap: no communication; loads on any data-parallel size, the same TP, PP and backend
+    dp_reshardable       cheap: no communication; loads on any data-parallel size, the same TP, PP, chunks and backend
     fully_reshardable    gathered over the data-parallel ranks first; loads on any layout
 
 Periodic saves of bf16 runs take the first, saves at a stage's end, on a signal, on request and at the end the second.
@@ -62,7 +62,7 @@ from smol_train.optim import METADATA
 def save(
     run: Path,
     config: RunConfig,
-    model: DistributedDataParallel,
+    chunks: list[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     state: TrainState,
     form: OptimizerForm,
@@ -72,8 +72,8 @@ def save(
     it is given, and the marker follows when the request is finalised. Returns the folder."""
     state = _stamped(state, form, config)
     metadata = _metadata(form)
-    with gathered_parameters(model):
-        weights = unwrap(model).sharded_state_dict(metadata=metadata)
+    with gathered_parameters(chunks):
+        weights = _sharded_weights(chunks, metadata)
         tensors = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=metadata)}
         return _write(run / folder_name(state.step), tensors, state, to_yaml(config), form, schedule)
 
@@ -127,7 +127,7 @@ def _write(
 
 def _stamped(state: TrainState, form: OptimizerForm, config: RunConfig) -> TrainState:
     parallel = config.parallel
-    layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    layout = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "virtual_pipeline", "context")}
     layout["data"] = parallel_state.get_data_parallel_world_size()
     backend = resolve_backend(config.train.backend)
     return replace(state, optimizer=form, layout=layout, backend=backend, versions=_versions())
@@ -151,7 +151,7 @@ def _replicas() -> torch.distributed.ProcessGroup:
 
 
 def load(
-    folder: Path, config: RunConfig, model: DistributedDataParallel, optimizer: MegatronOptimizer, with_optimizer: bool
+    folder: Path, config: RunConfig, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, with_optimizer: bool
 ) -> TrainState:
     """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit."""
     check_whole(folder)
@@ -160,18 +160,28 @@ def load(
     if with_optimizer:
         _check_optimizer(folder, state, config)
     metadata = _metadata(state.optimizer if with_optimizer else None)
-    weights = unwrap(model).sharded_state_dict(metadata=metadata)
+    weights = _sharded_weights(chunks, metadata)
     wanted: dict[str, Any] = {"model": weights}
     if with_optimizer:
         wanted["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=True, metadata=metadata)
     loaded = _read(folder, wanted)
-    unwrap(model).load_state_dict(loaded["model"])
+    for name, chunk in _named(chunks).items():
+        unwrap(chunk).load_state_dict(loaded["model"][name])
     # What was asked for decides, not what came: without tensors asked for, the optimizer's entry holds only its settings.
     if with_optimizer:
         optimizer.load_state_dict(loaded["optimizer"])
     else:
         optimizer.reload_model_params()
     return state
+
+
+def _sharded_weights(chunks: list[DistributedDataParallel], metadata: dict[str, Any]) -> dict[str, ShardedStateDict]:
+    """What the chunks hold, under each tensor's name in the whole model; how it falls into chunks is not stored."""
+    return {name: unwrap(chunk).sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks).items()}
+
+
+def _named(chunks: list[DistributedDataParallel]) -> dict[str, DistributedDataParallel]:
+    return {f"chunk_{number}": chunk for number, chunk in enumerate(chunks)}
 
 
 def load_weights(folder: Path, network: SmolGPT) -> None:
@@ -210,13 +220,15 @@ def _check_optimizer(folder: Path, state: TrainState, config: RunConfig) -> None
     if state.optimizer == "fully_reshardable":
         return
     parallel = config.parallel
-    saved = (state.layout["tensor"], state.layout["pipeline"], state.backend)
-    now = (parallel.tensor, parallel.pipeline, resolve_backend(config.train.backend))
+    chunks = state.layout.get("virtual_pipeline", 1)
+    saved = (state.layout["tensor"], state.layout["pipeline"], chunks, state.backend)
+    now = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, resolve_backend(config.train.backend))
     if saved != now:
         raise CheckpointError(
-            f"checkpoint {folder} is a periodic save of parallel.tensor={saved[0]}, parallel.pipeline={saved[1]} on the "
-            f"{saved[2]} backend, which does not load on tensor={now[0]}, pipeline={now[1]} on {now[2]}; resume "
-            f"as it was and stop it with a signal, which saves for any layout, or set start_from.optimizer=false"
+            f"checkpoint {folder} is a periodic save of parallel.tensor={saved[0]}, parallel.pipeline={saved[1]}, "
+            f"parallel.virtual_pipeline={saved[2]} on the {saved[3]} backend, which does not load on tensor={now[0]}, "
+            f"pipeline={now[1]}, virtual_pipeline={now[2]} on {now[3]}; resume as it was and stop it with a signal, which "
+            f"saves for any layout, or set start_from.optimizer=false"
         )
 
 

@@ -49,7 +49,7 @@ class TrainState:
     optimizer: OptimizerForm | None = None
     """Form of the optimizer's state; None: weights only."""
     layout: dict[str, int] = field(default_factory=dict)
-    """tensor, pipeline, context and data-parallel sizes that saved."""
+    """tensor, pipeline, virtual_pipeline, context and data-parallel sizes that saved."""
     backend: str = ""
     """torch or te: they keep parameters in another order, on which the dp_reshardable form relies."""
     reason: str = ""

@@ -69,10 +69,16 @@ class RunConfig(Section):
                 found.append(
                     f"{name}={value} is not divisible by parallel.tensor={parallel.tensor}; lower parallel.tensor or change it"
                 )
-        if model.num_layers % parallel.pipeline:
+        if model.num_layers % (parallel.pipeline * parallel.virtual_pipeline):
+            chunks = f" x parallel.virtual_pipeline={parallel.virtual_pipeline}" if parallel.virtual_pipeline > 1 else ""
             found.append(
-                f"model.num_layers={model.num_layers} is not divisible by parallel.pipeline={parallel.pipeline}; "
+                f"model.num_layers={model.num_layers} is not divisible by parallel.pipeline={parallel.pipeline}{chunks}; "
                 f"choose a divisor"
+            )
+        if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+            found.append(
+                f"parallel.virtual_pipeline={parallel.virtual_pipeline} does nothing at parallel.pipeline=1; take it out or "
+                f"raise parallel.pipeline"
             )
         if parallel.sequence and parallel.tensor == 1:
             found.append("parallel.sequence=true does nothing at parallel.tensor=1; take it out or raise parallel.tensor")
@@ -91,11 +97,17 @@ class RunConfig(Section):
         if parallel.context > 1 and train.backend == "torch":
             found.append(f"parallel.context={parallel.context} needs Transformer Engine's attention; set train.backend to te")
         for step, size in train.batch_sizes:
+            where = f" (from step {step} on)" if train.batch_ramp else ""
             if size % train.micro_batch_size:
-                where = f" (from step {step} on)" if train.batch_ramp else ""
                 found.append(
                     f"train.global_batch_size={size}{where} is not divisible by "
                     f"train.micro_batch_size={train.micro_batch_size}; change one of them"
+                )
+            elif rows := size // train.micro_batch_size % parallel.micro_batch_group:
+                found.append(
+                    f"train.global_batch_size={size}{where} in rows of train.micro_batch_size={train.micro_batch_size} leaves "
+                    f"{rows} over the groups of parallel.pipeline={parallel.pipeline} that an interleaved pipeline takes at a "
+                    f"time; change one of them"
                 )
         return found
 

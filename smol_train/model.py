@@ -1,4 +1,8 @@
-"""RunConfig -> the network wrapped for mixed precision and data parallelism, ready for the optimizer and the schedule."""
+"""RunConfig -> the network wrapped for mixed precision and data parallelism, ready for the optimizer and the schedule.
+
+A rank has its part of the network as a list of model chunks: one, or parallel.virtual_pipeline of them when the pipeline is
+interleaved. Chunk c of stage s then holds the (c x stages + s)-th piece of the layers.
+"""
 
 import contextlib
 import functools
@@ -16,39 +20,72 @@ from smol_train.sections.layout import ParallelConfig
 
 
 def parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
-    """The fields of Megatron-Core's configuration that say how ranks share the model."""
-    return {
+    """The fields of Megatron-Core's configuration that say how ranks share the model, and what they compute twice."""
+    options = {
         "tensor_model_parallel_size": parallel.tensor,
         "pipeline_model_parallel_size": parallel.pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence,
+        **_RECOMPUTE[parallel.recompute],
     }
+    if parallel.virtual_pipeline > 1:
+        options["virtual_pipeline_model_parallel_size"] = parallel.virtual_pipeline
+        # Batched messages do not say which is which: of two stages each is before and after the other, and activations and
+        # gradients would change places, silently.
+        options["batch_p2p_comm"] = False
+        options["overlap_p2p_comm"] = parallel.overlap
+    return options
 
 
-def build_training_model(config: RunConfig) -> DistributedDataParallel:
-    """This rank's part of the network, in DistributedDataParallel with fp32 gradient buffers, which are sharded over the
+# Not the attention's core, Megatron-Core's default: without score matrices it keeps no more than its inputs and output. The
+# MLP keeps the widest tensors. (Its "layernorm" needs Transformer Engine, whose norms are inside the linears anyway.)
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def build_chunks(config: RunConfig) -> list[DistributedDataParallel]:
+    """This rank's model chunks in DistributedDataParallel with fp32 gradient buffers, which are sharded over the
     data-parallel ranks where the optimizer is."""
-    backend, sharded = resolve_backend(config.train.backend), config.optim.distributed
-    megatron = transformer_config(config.model, backend, config.train.precision, **parallel_options(config.parallel))
-    network = _network(config, megatron, backend)
-    model = DistributedDataParallel(
+    backend, parallel = resolve_backend(config.train.backend), config.parallel
+    megatron = transformer_config(config.model, backend, config.train.precision, **parallel_options(parallel))
+    numbers = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
+    chunks = [_wrapped(config, megatron, _network(config, megatron, backend, number)) for number in numbers]
+    megatron.finalize_model_grads_func = finalize_model_grads
+    megatron.no_sync_func = functools.partial(_no_sync, chunks) if parallel.overlap else None
+    return chunks
+
+
+def _wrapped(config: RunConfig, megatron: TransformerConfig, network: SmolGPT) -> DistributedDataParallel:
+    sharded, overlap = config.optim.distributed, config.parallel.overlap
+    chunk = DistributedDataParallel(
         megatron,
         DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             use_distributed_optimizer=sharded,
-            overlap_grad_reduce=config.parallel.overlap,
-            overlap_param_gather=sharded and config.parallel.overlap,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=sharded and overlap,
         ),
         Float16Module(megatron, network) if megatron.bf16 else network,
+        disable_bucketing=bool(network.vp_stage),  # the later chunks' traffic has the earlier ones' compute to hide behind
     )
     if parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1:
-        _gather_nothing(model)
-    megatron.finalize_model_grads_func = finalize_model_grads
-    megatron.no_sync_func = model.no_sync if config.parallel.overlap else None
-    return model
+        _gather_nothing(chunk)
+    return chunk
 
 
-def _gather_nothing(model: DistributedDataParallel) -> None:
+@contextlib.contextmanager
+def _no_sync(chunks: list[DistributedDataParallel]) -> Iterator[None]:
+    """Inside, gradients are added up and not yet reduced: all micro-batches but a step's last."""
+    with contextlib.ExitStack() as stack:
+        for chunk in chunks:
+            stack.enter_context(chunk.no_sync())
+        yield
+
+
+def _gather_nothing(chunk: DistributedDataParallel) -> None:
     """Leave out the gather of updated weights where one rank has them all already.
 
     Over gloo it would copy the buffer onto itself in gloo's own threads. Each of them starts OpenMP workers for that, and
@@ -59,41 +96,42 @@ def _gather_nothing(model: DistributedDataParallel) -> None:
     def dispatched(group: Any, force_sync: bool = False) -> None:
         group.param_gather_dispatched = True
 
-    for group in (*model.bucket_groups, *model.expert_parallel_bucket_groups):
+    for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
         group.start_param_sync = functools.partial(dispatched, group)
 
 
-def _network(config: RunConfig, megatron: TransformerConfig, backend: Backend) -> SmolGPT:
+def _network(config: RunConfig, megatron: TransformerConfig, backend: Backend, number: int | None) -> SmolGPT:
     return build_model(
         config.model,
         megatron,
         backend,
         sequence_length=config.data.sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=number),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=number),
+        vp_stage=number,
     )
 
 
-def unwrap(model: DistributedDataParallel) -> SmolGPT:
+def unwrap(chunk: DistributedDataParallel) -> SmolGPT:
     """The network inside the wrappers."""
-    inner: Any = model
+    inner: Any = chunk
     while not isinstance(inner, SmolGPT):
         inner = inner.module
     return inner
 
 
 @contextlib.contextmanager
-def gathered_parameters(model: DistributedDataParallel) -> Iterator[None]:
+def gathered_parameters(chunks: list[DistributedDataParallel]) -> Iterator[None]:
     """Inside, every rank holds the newest weights.
 
     With overlap, the gather of updated weights is put off until the next forward pass of training; whatever else reads
     them (an evaluation, a checkpoint) has to ask for it.
     """
-    if not model.ddp_config.overlap_param_gather:
-        yield
-        return
-    model.disable_forward_pre_hook(param_sync=True)
+    waiting = [chunk for chunk in chunks if chunk.ddp_config.overlap_param_gather]
+    for chunk in waiting:
+        chunk.disable_forward_pre_hook(param_sync=True)
     try:
         yield
     finally:
-        model.enable_forward_pre_hook()
+        for chunk in waiting:
+            chunk.enable_forward_pre_hook()

@@ -41,7 +41,7 @@ METADATA = {"non_homogeneous_layers": True}
 """Asks Megatron-Core for one sharded key per layer, instead of all layers stacked into one tensor."""
 
 
-def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> ChainedOptimizer:
+def build_optimizer(config: RunConfig, chunks: list[DistributedDataParallel]) -> ChainedOptimizer:
     """The configured optimizer with fp32 master weights; raises ConfigError for patterns that match no parameter."""
     optim = config.optim
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER or not torch.cuda.is_available():
@@ -62,25 +62,28 @@ def build_optimizer(config: RunConfig, model: DistributedDataParallel) -> Chaine
         use_distributed_optimizer=optim.distributed,
         overlap_param_gather=optim.distributed and config.parallel.overlap,
     )
-    exempt = _matching(model, "optim.no_weight_decay", optim.no_weight_decay)
+    exempt = _matching(chunks, "optim.no_weight_decay", optim.no_weight_decay)
     overrides = _override("no_weight_decay", exempt, wd_mult=0.0)
     if optim.distributed:
-        optimizer = get_megatron_optimizer(megatron, [model], config_overrides=overrides)
+        optimizer = get_megatron_optimizer(megatron, chunks, config_overrides=overrides)
     else:
-        optimizer = _replicated_optimizer(config, megatron, model, overrides)
-    model.config.grad_scale_func = optimizer.scale_loss
+        optimizer = _replicated_optimizer(config, megatron, chunks, overrides)
+    chunks[0].config.grad_scale_func = optimizer.scale_loss  # one configuration for all chunks
     return optimizer
 
 
 def _replicated_optimizer(
-    config: RunConfig, megatron: OptimizerConfig, model: DistributedDataParallel, overrides: dict[ParamKey, ParamGroupOverride]
+    config: RunConfig,
+    megatron: OptimizerConfig,
+    chunks: list[DistributedDataParallel],
+    overrides: dict[ParamKey, ParamGroupOverride],
 ) -> ChainedOptimizer:
     """Muon or AdEMAMix in Megatron-Core's optimizer for bf16 or fp32 parameters, states whole on every data-parallel rank."""
     optim, layouts = config.optim, {}
     if optim.optimizer == "muon":
-        layouts = _matrix_layouts(config, model)
+        layouts = _matrix_layouts(config, chunks)
         overrides = overrides | _override("muon", layouts, is_decoupled_lr=True)
-    groups = megatron_optimizer._get_param_groups([model], megatron, overrides)
+    groups = megatron_optimizer._get_param_groups(chunks, megatron, overrides)
     defaults: dict[str, Any] = {
         "lr": optim.learning_rate,
         "betas": optim.betas,
@@ -141,20 +144,22 @@ def update(optimizer: ChainedOptimizer, norm: float, clip: float) -> None:
     optimizer.step_with_ready_grads()
 
 
-def parameter_names(model: DistributedDataParallel) -> dict[str, torch.nn.Parameter]:
+def parameter_names(chunks: list[DistributedDataParallel]) -> dict[str, torch.nn.Parameter]:
     """Parameters of this rank by the name under which a checkpoint stores them.
 
     These names depend neither on the backend nor on the layout: layers carry their number in the whole model, and the
     copy of a tied embedding that the last pipeline stage keeps as its head is an embedding too.
     """
-    network = unwrap(model)
-    sharded = network.sharded_state_dict(metadata=METADATA)
-    return {sharded[name].key: parameter for name, parameter in network.named_parameters()}
+    names = {}
+    for network in map(unwrap, chunks):
+        sharded = network.sharded_state_dict(metadata=METADATA)
+        names.update({sharded[name].key: parameter for name, parameter in network.named_parameters()})
+    return names
 
 
-def _matching(model: DistributedDataParallel, setting: str, patterns: list[str]) -> dict[torch.nn.Parameter, str]:
+def _matching(chunks: list[DistributedDataParallel], setting: str, patterns: list[str]) -> dict[torch.nn.Parameter, str]:
     """This rank's parameters that match, with their names; raises ConfigError for a pattern that matches none on any rank."""
-    names = parameter_names(model)
+    names = parameter_names(chunks)
     every: list[list[str]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, list(names))
     known = {name for rank in every for name in rank}
@@ -171,10 +176,10 @@ def _override(name: str, parameters: dict[torch.nn.Parameter, Any], **fields: An
     return {key: ParamGroupOverride(**fields)}
 
 
-def _matrix_layouts(config: RunConfig, model: DistributedDataParallel) -> dict[torch.nn.Parameter, Layout]:
+def _matrix_layouts(config: RunConfig, chunks: list[DistributedDataParallel]) -> dict[torch.nn.Parameter, Layout]:
     """What each parameter that Muon updates is made of; raises ConfigError for one that is no matrix, on all ranks alike."""
     layouts, wrong = {}, []
-    for parameter, name in _matching(model, "optim.muon.parameters", config.optim.muon.parameters).items():
+    for parameter, name in _matching(chunks, "optim.muon.parameters", config.optim.muon.parameters).items():
         if parameter.dim() != 2:
             wrong.append(f"{name} of shape {list(parameter.shape)}")
             continue

@@ -53,6 +53,7 @@ def process_groups(parallel: ParallelConfig, seed: int, timeout: timedelta = TIM
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
             context_parallel_size=parallel.context,
             distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
         )

@@ -6,6 +6,7 @@ One step: set the learning rate, run Megatron-Core's pipeline schedule over this
 all ranks (loss, targets and whether anyone wants to stop), and let the optimizer clip and update.
 """
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import TrainState, set_aside
 from smol_train.checkpoint_integrity import find, newest_good
 from smol_train.config import RunConfig
-from smol_train.model import build_training_model
+from smol_train.model import build_chunks
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
 from smol_train.schedule import learning_rate
@@ -52,8 +53,8 @@ class Trainer:
         self.output_dir = Path(config.train.output_dir)
         self.notes: list[tuple[AlertEvent, str]] = []
         """What happened before the callbacks were told anything, for Alerts."""
-        self.model = build_training_model(config)
-        self.optimizer = build_optimizer(config, self.model)
+        self.chunks = build_chunks(config)
+        self.optimizer = build_optimizer(config, self.chunks)
         self.state, history = self._restore()
         self._open_data(history)
         self.exit_code = self._wanted_code = DONE
@@ -108,9 +109,7 @@ class Trainer:
         batch_share = batch.batch_size / self.config.train.global_batch_size
         rate = learning_rate(self.config.optim, self.total_steps, self.state.step + 1, batch_share)
         set_hyperparameters(self.optimizer, self.config.optim, rate)
-        self.model.train()
-        self.model.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self.clear_gradients()
         reports = self.forward_backward(self.batches, self.loader.micro_batches(self.state.step), forward_only=False)
         self._synchronize()
         passed = time.perf_counter()
@@ -142,12 +141,20 @@ class Trainer:
             "perf/tokens_per_second_per_device": tokens / (ended - started) / self.ranks.world_size,
         }
 
+    def clear_gradients(self) -> None:
+        """What comes before a forward and backward pass: train mode, and no gradients left of the one before."""
+        for chunk in self.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
     def forward_backward(self, batches: Iterator[PackedBatch], micro_batches: int, forward_only: bool) -> list[Any]:
         """Megatron-Core's schedule over this rank's micro-batches; the last stage gets each one's loss sum and targets."""
         reports: list[Any] = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=batches,
-            model=[self.model],
+            # Every chunk goes over the same micro-batches; at most a step's, 28 bytes a token, are kept for the later ones.
+            data_iterator=list(itertools.tee(batches, len(self.chunks))),
+            model=self.chunks,
             num_microbatches=micro_batches,
             # A micro-batch of b windows is one packed row, so the pipeline's messages are [b * S, 1, hidden].
             seq_length=self.config.train.micro_batch_size * self.config.data.sequence_length,
@@ -230,7 +237,7 @@ class Trainer:
         return state if start.data_position else TrainState()
 
     def _load(self, folder: Path, with_optimizer: bool) -> TrainState:
-        return checkpoint.load(folder, self.config, self.model, self.optimizer, with_optimizer)
+        return checkpoint.load(folder, self.config, self.chunks, self.optimizer, with_optimizer)
 
     def _open_data(self, history: list[Segment]) -> None:
         """The batches from the present step on; `history` is the data consumed before it."""
@@ -247,6 +254,7 @@ class Trainer:
             start_step=self.state.step,
             vocab_size=self.config.model.vocab_size,
             context=ranks.context,
+            group=self.config.parallel.micro_batch_group,
         )
         self._check_data()
         self.batches = _TimedIterator(self.loader)

@@ -50,13 +50,33 @@ def train(
         }
 
 
+def forward_counts(overrides: Sequence[str]) -> dict[str, int]:
+    """How often a run's training steps passed forward through the attentions and MLPs of this rank's layers."""
+    from smol_train.model import unwrap
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    config, counts = load(RunConfig, QUICKSTART, overrides), {"self_attention": 0, "mlp": 0}
+
+    def count(name: str) -> None:
+        counts[name] += 1
+
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        trainer = Trainer(config, ranks)
+        for layer in (layer for chunk in trainer.chunks for layer in unwrap(chunk).decoder.layers):
+            for name in counts:
+                getattr(layer, name).register_forward_hook(lambda *_, name=name: count(name))
+        trainer.fit()
+    return counts
+
+
 def weight_digests(trainer: Any) -> dict[str, str]:
     """SHA-256 of each parameter of this rank, by its name in a checkpoint."""
     from smol_train.model import gathered_parameters
     from smol_train.optim import parameter_names
 
-    with gathered_parameters(trainer.model):
-        return {name: digest(parameter) for name, parameter in parameter_names(trainer.model).items()}
+    with gathered_parameters(trainer.chunks):
+        return {name: digest(parameter) for name, parameter in parameter_names(trainer.chunks).items()}
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -66,12 +86,12 @@ def digest(tensor: torch.Tensor) -> str:
 def save_initial_weights(overrides: Sequence[str], folder: Path) -> None:
     """A weights-only checkpoint of the configuration's initial weights, for runs in other layouts to start from."""
     from smol_train import checkpoint
-    from smol_train.model import build_training_model, unwrap
+    from smol_train.model import build_chunks, unwrap
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
-        network = unwrap(build_training_model(config))
+        [network] = map(unwrap, build_chunks(config))
         weights = network.sharded_state_dict(metadata=checkpoint._metadata(None))
         checkpoint.write_weights_only(folder, weights, config.model_dump(mode="json", exclude_none=True))
 
@@ -83,7 +103,7 @@ def train_with_in_memory_names(overrides: Sequence[str]) -> dict[str, Any]:
 
     names = optim.parameter_names
     try:
-        optim.parameter_names = lambda model: dict(unwrap(model).named_parameters())
+        optim.parameter_names = lambda chunks: dict(unwrap(*chunks).named_parameters())
         config = load(RunConfig, QUICKSTART, overrides)
         return _train_and_digest(config, names)
     finally:
@@ -97,7 +117,7 @@ def _train_and_digest(config: RunConfig, names: Any) -> dict[str, Any]:
     with process_groups(config.parallel, config.train.seed) as ranks:
         trainer = Trainer(config, ranks)
         trainer.fit()
-        return {"weights": {name: digest(parameter) for name, parameter in names(trainer.model).items()}}
+        return {"weights": {name: digest(parameter) for name, parameter in names(trainer.chunks).items()}}
 
 
 def stored_weight_digests(folder: Path) -> dict[str, str]:
@@ -121,7 +141,7 @@ def initial_weights(overrides: Sequence[str], one_seed: bool = False) -> dict[st
     from megatron.core import tensor_parallel
 
     from smol_train import parallel
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import parameter_names
 
     config = load(RunConfig, QUICKSTART, overrides)
@@ -130,24 +150,24 @@ def initial_weights(overrides: Sequence[str], one_seed: bool = False) -> dict[st
         parallel.seed_everything = lambda seed: tensor_parallel.model_parallel_cuda_manual_seed(seed, tp_rank=0)
     try:
         with parallel.process_groups(config.parallel, config.train.seed):
-            model = build_training_model(config)
-            return {name: parameter.detach().clone() for name, parameter in parameter_names(model).items()}
+            chunks = build_chunks(config)
+            return {name: parameter.detach().clone() for name, parameter in parameter_names(chunks).items()}
     finally:
         parallel.seed_everything = seed_everything
 
 
 def decay_by_name(overrides: Sequence[str]) -> dict[str, float]:
     """Weight decay that a step applies to this rank's parameters, by checkpoint name."""
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import build_optimizer, parameter_names, set_hyperparameters
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
-        model = build_training_model(config)
-        optimizer = build_optimizer(config, model)
+        chunks = build_chunks(config)
+        optimizer = build_optimizer(config, chunks)
         set_hyperparameters(optimizer, config.optim, learning_rate=1e-3)
-        names = parameter_names(model)
+        names = parameter_names(chunks)
         [inner] = optimizer.chained_optimizers
         # At a data-parallel size of 1 a rank's shard is all of its parameters, in the groups' order.
         groups = {

@@ -58,7 +58,7 @@ class Checkpointing(Callback):
         folder = checkpoint.save(
             trainer.output_dir,
             config,
-            trainer.model,
+            trainer.chunks,
             trainer.optimizer,
             trainer.snapshot(reason),
             "dp_reshardable" if cheap else "fully_reshardable",

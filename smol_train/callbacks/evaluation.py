@@ -31,6 +31,7 @@ class HeldOutEvaluation(Callback):
                 device=ranks.device,
                 vocab_size=config.model.vocab_size,
                 context=ranks.context,
+                group=config.parallel.micro_batch_group,
             )
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
@@ -45,8 +46,9 @@ class HeldOutEvaluation(Callback):
 
     @torch.no_grad()
     def _loss(self, trainer: "Trainer", loader: HeldOutLoader) -> float:
-        trainer.model.eval()
-        with gathered_parameters(trainer.model):
+        for chunk in trainer.chunks:
+            chunk.eval()
+        with gathered_parameters(trainer.chunks):
             reports = trainer.forward_backward(iter(loader), len(loader), forward_only=True)
         [(total, targets)], _ = trainer.sum_over_ranks(reports)
         return total / targets

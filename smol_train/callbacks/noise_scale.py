@@ -80,12 +80,12 @@ class GradientNoiseScale(Callback):
 def _first_micro_batch(trainer: "Trainer") -> Measured:
     """The gradient of the coming step's first micro-batch on data-parallel rank 0; the data stays where it is."""
     [batch] = trainer.batches.peek(1)
+    masked = replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))
     if trainer.ranks.data_parallel_rank != 0:
-        batch = replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))
-    trainer.model.train()
-    trainer.model.zero_grad_buffer()
-    trainer.optimizer.zero_grad()
-    trainer.forward_backward(iter([batch]), 1, forward_only=False)
+        batch = masked
+    batches = [batch, *[masked] * (trainer.config.parallel.micro_batch_group - 1)]
+    trainer.clear_gradients()
+    trainer.forward_backward(iter(batches), len(batches), forward_only=False)
     return Measured(_targets(trainer, batch.loss_mask), gradient_norm(trainer.optimizer) ** 2)
 
 

@@ -256,6 +256,12 @@ def test_a_batch_size_that_does_not_divide_is_refused(data: DataConfig, segments
         TrainLoader(data, segments, b, 0, world, CPU)
 
 
+def test_a_step_that_is_no_whole_number_of_groups_is_refused(data: DataConfig, segments: list[Segment]) -> None:
+    TrainLoader(data, segments, 2, 0, 1, CPU, group=3).close()
+    with pytest.raises(DataError, match=r"global_batch_size=12 .* gives each of 2 .* ranks 3 micro-batches of 2, no multiple"):
+        TrainLoader(data, segments, 2, 0, 2, CPU, group=2)
+
+
 def test_tokenizer_and_vocabulary_are_checked(data: DataConfig, segments: list[Segment]) -> None:
     with pytest.raises(DataError, match=r"model\.vocab_size=100"):
         TrainLoader(data, segments, 2, 0, 1, CPU, vocab_size=100)
@@ -267,11 +273,14 @@ def test_tokenizer_and_vocabulary_are_checked(data: DataConfig, segments: list[S
 
 
 @pytest.mark.parametrize(("windows", "world", "b"), [(11, 1, 1), (11, 2, 2), (11, 3, 4), (1, 4, 1), (12, 2, 3)])
-def test_held_out_windows_are_each_evaluated_once_by_ranks_in_step(data: DataConfig, windows: int, world: int, b: int) -> None:
+@pytest.mark.parametrize("group", [1, 4])
+def test_held_out_windows_are_each_evaluated_once_by_ranks_in_step(
+    data: DataConfig, windows: int, world: int, b: int, group: int
+) -> None:
     dataset = TokenDataset(data.held_out["held"], S)
-    loaders = [HeldOutLoader(data, "held", windows, b, rank, world, CPU) for rank in range(world)]
+    loaders = [HeldOutLoader(data, "held", windows, b, rank, world, CPU, group=group) for rank in range(world)]
     ranks = [list(loader) for loader in loaders]
-    assert {len(batches) for batches in ranks} == {-(-windows // (world * b))} == {len(loaders[0])}
+    assert {len(batches) for batches in ranks} == {-(-windows // (world * b * group)) * group} == {len(loaders[0])}
     seen = []
     for number in range(len(loaders[0])):
         for rank in range(world):

@@ -22,7 +22,7 @@ def training_model(tensor: int, sequence: bool, precision: Any) -> Iterator[Any]
     """The network in its wrappers, in train mode."""
     from smol_data.config import DataConfig, StageConfig
     from smol_train.config import RunConfig
-    from smol_train.model import build_training_model, unwrap
+    from smol_train.model import build_chunks, unwrap
     from smol_train.parallel import process_groups
     from smol_train.sections.layout import ParallelConfig
     from smol_train.sections.optim import OptimConfig
@@ -41,8 +41,8 @@ def training_model(tensor: int, sequence: bool, precision: Any) -> Iterator[Any]
         train=TrainConfig(output_dir="none", global_batch_size=3, micro_batch_size=3, precision=precision, backend="torch"),
     )
     with process_groups(config.parallel, config.train.seed):
-        model = build_training_model(config).train()
-        fill(unwrap(model))
+        [model] = build_chunks(config)
+        fill(unwrap(model.train()))
         yield model
 
 

@@ -133,20 +133,20 @@ def run_config(backend: Any, precision: Any) -> Any:
 
 
 def train_objects(config: Any, fused_adam: bool) -> tuple[Any, Any]:
-    """The model in its wrappers and its optimizer; with `fused_adam` Transformer Engine's, its one buffer that is put on
-    "cuda" kept on the CPU, else smol_train's own AdamW."""
+    """The model's one chunk in its wrappers, in a list, and its optimizer; with `fused_adam` Transformer Engine's, its one
+    buffer that is put on "cuda" kept on the CPU, else smol_train's own AdamW."""
     from transformer_engine.pytorch.optimizers import FusedAdam
 
     from smol_train import optim
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
 
     on_te = config.train.backend == "te"
     with as_if_on_a_gpu() if on_te else contextlib.nullcontext():
-        model = build_training_model(config)
+        chunks = build_chunks(config)
     with transformer_engine_adam() if fused_adam else contextlib.nullcontext():
-        optimizer = optim.build_optimizer(config, model)
+        optimizer = optim.build_optimizer(config, chunks)
     assert isinstance(inner(optimizer).optimizer, FusedAdam if fused_adam else optim.AdamW)
-    return model, optimizer
+    return chunks, optimizer
 
 
 def inner(optimizer: Any) -> Any:
@@ -170,19 +170,19 @@ def exchange_optimizer(folder: Path, saved_by: str, precision: Any) -> dict[str,
         objects = {backend: train_objects(config, backend == "te") for backend, config in configs.items()}
 
         def state(backend: str) -> Any:
-            model, optimizer = objects[backend]
+            [model], optimizer = objects[backend]
             metadata = checkpoint._metadata("fully_reshardable")
             return optimizer.sharded_state_dict(unwrap(model).sharded_state_dict(metadata=metadata), metadata=metadata)
 
-        model, optimizer = objects[saved_by]
-        fill(unwrap(model))
+        chunks, optimizer = objects[saved_by]
+        fill(unwrap(*chunks))
         optimizer.reload_model_params()
         inner(optimizer).init_state_fn(inner(optimizer).optimizer, inner(optimizer).config)
         for moments in inner(optimizer).optimizer.state.values():
             [moment.normal_() for moment in moments.values()]
         for group in optimizer.param_groups:
             group["step"] = 3
-        saved = checkpoint.save(folder, configs[saved_by], model, optimizer, TrainState(step=3), "fully_reshardable")
+        saved = checkpoint.save(folder, configs[saved_by], chunks, optimizer, TrainState(step=3), "fully_reshardable")
         checkpoint.load(saved, configs[loaded_by], *objects[loaded_by], with_optimizer=True)
         one, other = tensors(state(saved_by)), tensors(state(loaded_by))
         return {
@@ -213,9 +213,9 @@ def flat_orders() -> dict[str, list[str]]:
     found = {}
     with process_groups(run_config("torch", "fp32").parallel, 1):
         for backend in ("torch", "te"):
-            model, _ = train_objects(run_config(backend, "fp32"), False)
-            names = {id(parameter): name for name, parameter in parameter_names(model).items()}
-            [buffer] = model.buffers
+            chunks, _ = train_objects(run_config(backend, "fp32"), False)
+            names = {id(parameter): name for name, parameter in parameter_names(chunks).items()}
+            [buffer] = chunks[0].buffers
             places = sorted(buffer.param_index_map.items(), key=lambda item: item[1][0])
             found[backend] = [names[id(parameter)] for parameter, _ in places]
     return found

@@ -34,7 +34,7 @@ def steps_on_given_gradients(overrides: Sequence[str], folder: Path, gather: boo
     The whole weights come from the run without tensor parallelism, which leaves them in `folder`. Norms' gradients are zero:
     the global norm, by which gradients are clipped, is switched off.
     """
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import build_optimizer, parameter_names
     from smol_train.parallel import process_groups
 
@@ -42,9 +42,9 @@ def steps_on_given_gradients(overrides: Sequence[str], folder: Path, gather: boo
     size = config.parallel.tensor
     with process_groups(config.parallel, config.train.seed):
         rank = torch.distributed.get_rank()
-        model = build_training_model(config)
-        optimizer = build_optimizer(config, model)
-        names = parameter_names(model)
+        chunks = build_chunks(config)
+        optimizer = build_optimizer(config, chunks)
+        names = parameter_names(chunks)
         if size == 1:
             torch.save({name: parameter.detach().clone() for name, parameter in names.items()}, folder / "weights.pt")
         weights = torch.load(folder / "weights.pt")
@@ -74,30 +74,30 @@ def _forget_the_split(optimizer: Any) -> None:
 
 def states_by_name(overrides: Sequence[str]) -> dict[str, list[str]]:
     """Names of the states that this rank keeps, by the parameter's name in a checkpoint."""
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import _initialize_states, build_optimizer, parameter_names
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
-        model = build_training_model(config)
-        inner = build_optimizer(config, model).optimizer
+        chunks = build_chunks(config)
+        inner = build_optimizer(config, chunks).optimizer
         _initialize_states(inner)
-        names = parameter_names(model)
+        names = parameter_names(chunks)
         return {name: sorted(inner.state[getattr(p, "main_param", p)]) for name, p in names.items()}
 
 
 def matrix_rows_by_name(overrides: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Rows of the matrices that each of Muon's parameters on this rank is made of, by its name in a checkpoint."""
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import build_optimizer, parameter_names
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
-        model = build_training_model(config)
-        layouts = build_optimizer(config, model).optimizer.layouts
-        return {name: layouts[p].rows for name, p in parameter_names(model).items() if p in layouts}
+        chunks = build_chunks(config)
+        layouts = build_optimizer(config, chunks).optimizer.layouts
+        return {name: layouts[p].rows for name, p in parameter_names(chunks).items() if p in layouts}
 
 
 def loaded_states(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -105,16 +105,16 @@ def loaded_states(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
     from megatron.core import parallel_state
 
     from smol_train import checkpoint
-    from smol_train.model import build_training_model
+    from smol_train.model import build_chunks
     from smol_train.optim import build_optimizer, parameter_names
     from smol_train.parallel import process_groups
 
     config = load(RunConfig, QUICKSTART, overrides)
     with process_groups(config.parallel, config.train.seed):
-        model = build_training_model(config)
-        optimizer = build_optimizer(config, model)
-        checkpoint.load(folder, config, model, optimizer, with_optimizer=True)
-        names, inner = parameter_names(model), optimizer.optimizer
+        chunks = build_chunks(config)
+        optimizer = build_optimizer(config, chunks)
+        checkpoint.load(folder, config, chunks, optimizer, with_optimizer=True)
+        names, inner = parameter_names(chunks), optimizer.optimizer
         return {
             "rank": parallel_state.get_tensor_model_parallel_rank(),
             "split_dims": split_dims(names, config.parallel.tensor),

@@ -34,14 +34,17 @@ def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
     assert folder.name == "iter_0000010"
     assert (state["step"], state["samples"], state["tokens"]) == (10, 80, 80 * 64)
     assert state["optimizer"] == "fully_reshardable"
-    assert state["layout"] == {"tensor": 1, "pipeline": 1, "context": 1, "data": 1}
+    assert state["layout"] == {"tensor": 1, "pipeline": 1, "virtual_pipeline": 1, "context": 1, "data": 1}
     assert (state["backend"], state["reason"]) == ("torch", "end of stage decay")
     assert set(state["versions"]) == {"torch", "megatron-core"}
     assert set(state["data"]["manifests"]) == {"code", "docs"}
     assert yaml.safe_load((folder / "run.yaml").read_text())["model"]["hidden_size"] == 64
 
 
-@pytest.mark.parametrize("layout", [["parallel.tensor=2"], ["parallel.pipeline=2"], []], ids=["TP2", "PP2", "DP2"])
+INTERLEAVED = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
+
+
+@pytest.mark.parametrize("layout", [["parallel.tensor=2"], INTERLEAVED, []], ids=["TP2", "PP2, interleaved", "DP2"])
 def test_another_layout_goes_on_from_a_stage_end_with_the_optimizer(
     layout: list[str], ranks: Ranks, overrides: list[str], saved: Path
 ) -> None:
@@ -51,6 +54,30 @@ def test_another_layout_goes_on_from_a_stage_end_with_the_optimizer(
         assert other["loss"] == pytest.approx(same["loss"], abs=2e-6)
     [fresh] = ranks.run(jobs.train, 1, overrides=[*overrides, *continued(saved, optimizer=False)])
     assert abs(fresh["loss"][-1] - same["loss"][-1]) > 1e-3, "without the optimizer's state the path must differ"
+
+
+def test_one_process_goes_on_from_an_interleaved_pipeline_with_the_optimizer(
+    ranks: Ranks, overrides: list[str], tmp_path: Path
+) -> None:
+    whole, _ = ranks.run(jobs.train, 2, overrides=[*overrides, *INTERLEAVED, "checkpoint.keep_last=9"], save=True)
+    for layout in ([], ["parallel.pipeline=2"]):
+        settings = [*continued(tmp_path / "run"), f"train.output_dir={tmp_path / 'next'}", *layout]
+        for other in ranks.run(jobs.train, 1 + len(layout), overrides=[*overrides, *settings]):
+            assert other["start"] == 6
+            assert other["loss"] == pytest.approx(whole["loss"][6:], abs=2e-6)
+
+
+def test_a_periodic_save_of_an_interleaved_pipeline_resumes_bit_for_bit_and_as_such_only(
+    ranks: Ranks, overrides: list[str], tmp_path: Path
+) -> None:
+    settings = [*overrides, "train.precision=bf16", "parallel.pipeline=2", "checkpoint.every_steps=4", "checkpoint.keep_last=9"]
+    whole, _ = ranks.run(jobs.train, 2, overrides=[*settings, "parallel.virtual_pipeline=2"], save=True)
+    start = [f"start_from.checkpoint={tmp_path / 'run' / 'iter_0000004'}", f"train.output_dir={tmp_path / 'next'}"]
+    resumed, _ = ranks.run(jobs.train, 2, overrides=[*settings, *start, "parallel.virtual_pipeline=2"])
+    assert (resumed["start"], resumed["loss"]) == (4, whole["loss"][4:])
+    assert resumed["weights"] == whole["weights"]
+    with pytest.raises(RankError, match=r"parallel.virtual_pipeline=2 on .* does not load on .* virtual_pipeline=1"):
+        ranks.run(jobs.train, 2, overrides=[*settings, *start])
 
 
 def test_another_precision_goes_on_with_the_optimizer(ranks: Ranks, overrides: list[str], saved: Path) -> None:

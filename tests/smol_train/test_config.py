@@ -94,6 +94,15 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"parallel.tensor": 4, "model.ffn_hidden_size": 130}, "model.ffn_hidden_size=130 is not divisible by parallel.tensor=4"),
     ({"parallel.tensor": 4, "model.vocab_size": 97}, "model.vocab_size=97 is not divisible by parallel.tensor=4"),
     ({"parallel.pipeline": 3}, "model.num_layers=4 is not divisible by parallel.pipeline=3; choose a divisor"),
+    (
+        {"parallel.pipeline": 2, "parallel.virtual_pipeline": 4},
+        "model.num_layers=4 is not divisible by parallel.pipeline=2 x parallel.virtual_pipeline=4; choose a divisor",
+    ),
+    ({"parallel.virtual_pipeline": 2}, "parallel.virtual_pipeline=2 does nothing at parallel.pipeline=1; take it out or"),
+    (
+        {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2, "train.global_batch_size": 6},
+        "train.global_batch_size=6 in rows of train.micro_batch_size=2 leaves 1 over the groups of parallel.pipeline=2",
+    ),
     ({"parallel.sequence": True}, "parallel.sequence=true does nothing at parallel.tensor=1"),
     (
         {"parallel.tensor": 4, "parallel.sequence": True, "data.sequence_length": 31},
@@ -161,6 +170,7 @@ def test_faults_of_several_sections_are_reported_together() -> None:
         ("optim.optimizer", "sgd"),
         ("optim.schedule.kind", "linear"),
         ("parallel.tensor", -1),
+        ("parallel.recompute", "some"),
         ("data.stages", []),
         ("checkpoint.every_minutes", 0),
         ("evaluation.windows", 0),

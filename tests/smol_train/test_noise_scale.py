@@ -79,7 +79,9 @@ def expected(ranks: Ranks, settings: list[str], weights: Path) -> list[tuple[flo
     return ranks.run(noise_jobs.brute_force, 1, overrides=settings, weights=weights)[0]
 
 
-@pytest.mark.parametrize("layout", [["parallel.tensor=2", "parallel.sequence=true"], ["parallel.pipeline=2"]], ids=str)
+@pytest.mark.parametrize(
+    "layout", [["parallel.tensor=2", "parallel.sequence=true"], ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]], ids=str
+)
 def test_the_norms_are_those_of_brute_force_under_every_layout(
     ranks: Ranks, settings: list[str], weights: Path, expected: list[tuple[float, float]], layout: list[str]
 ) -> None:

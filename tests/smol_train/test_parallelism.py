@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
-from ranks import Ranks
+from ranks import RankError, Ranks
 from tiny_runs import tiny_overrides
 
 LOSS_TOLERANCE = 2e-6
@@ -21,6 +21,11 @@ LAYOUTS = {
     "PP2": (2, ["parallel.pipeline=2"]),
     "DP2": (2, []),
     "DP2 with overlap": (2, ["parallel.overlap=true"]),
+    "PP2, interleaved": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
+    "PP2, interleaved, x DP2 with overlap": (
+        4,
+        ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.overlap=true"],
+    ),
     "TP2 x PP2": (4, ["parallel.tensor=2", "parallel.pipeline=2"]),
     "one window a row": (1, ["train.micro_batch_size=1"]),
     "four windows a row": (1, ["train.micro_batch_size=4"]),
@@ -64,6 +69,36 @@ def test_layout_trains_like_one_process(
         assert result["grad_norm"] == pytest.approx(reference["grad_norm"], abs=NORM_TOLERANCE)
         for held_out in ("eval/loss/code", "eval/loss/docs"):
             assert result["steps"][-1][held_out] == pytest.approx(reference["steps"][-1][held_out], abs=LOSS_TOLERANCE)
+
+
+SHORT = ["data.stages.0.steps=2", "data.stages.1.steps=1", "optim.schedule.warmup_steps=1", "optim.schedule.decay_steps=1"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("layout", ["one process", "TP2 with sequence parallelism", "PP2"])
+def test_recomputation_changes_no_bit(layout: str, precision: str, ranks: Ranks, overrides: list[str]) -> None:
+    world_size, settings = LAYOUTS.get(layout, (1, []))
+    shared = [*overrides, *SHORT, *settings, f"train.precision={precision}"]
+    kept, inner, whole = (
+        ranks.run(jobs.train, world_size, overrides=[*shared, f"parallel.recompute={recompute}"])
+        for recompute in ("none", "selective", "full")
+    )
+    assert inner == kept
+    assert whole == kept
+
+
+def test_recomputation_runs_mlps_or_whole_layers_once_more(ranks: Ranks, overrides: list[str]) -> None:
+    once = 4 * 4 * 3  # layers x micro-batches x steps
+    for recompute, attention, mlp in (("none", 1, 1), ("selective", 1, 2), ("full", 2, 2)):
+        settings = [*overrides, *SHORT, f"parallel.recompute={recompute}"]
+        [counts] = ranks.run(jobs.forward_counts, 1, overrides=settings)
+        assert counts == {"self_attention": attention * once, "mlp": mlp * once}, recompute
+
+
+def test_an_interleaved_pipeline_refuses_micro_batches_that_it_cannot_group(ranks: Ranks, overrides: list[str]) -> None:
+    settings = ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "train.global_batch_size=12"]
+    with pytest.raises(RankError, match=r"global_batch_size=12 \(stage 'stable'\) gives each of 2 .* ranks 3 micro-batches"):
+        ranks.run(jobs.train, 4, overrides=[*overrides, *settings])
 
 
 def test_tied_copies_under_pipeline_parallelism_stay_bit_equal(ranks: Ranks, overrides: list[str]) -> None:
