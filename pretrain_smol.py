@@ -80,6 +80,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     from smol_train.callbacks.profiling import Profiling
     from smol_train.callbacks.progress import Progress
     from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
+    from smol_train.callbacks.spikes import SpikeReports
     from smol_train.callbacks.watchdog import Watchdog, collective_timeout
     from smol_train.parallel import process_groups
     from smol_train.run_lock import run_lock
@@ -98,6 +99,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
             alerts,
             StopOnSignal(),
             TriggerFiles(),
+            SpikeReports(alerts),
             HeldOutEvaluation(),
             GradientNoiseScale(),
             MetricsWriter(),

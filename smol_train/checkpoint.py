@@ -16,10 +16,9 @@ distributed have the second alone, and it costs them no gathering: their states 
 """
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ from smol_train.checkpoint_folder import (
     read_model_config,
     read_run_mapping,
     read_state,
+    state_text,
 )
 from smol_train.config import RunConfig
 from smol_train.model import gathered_parameters, unwrap
@@ -108,7 +108,7 @@ def _write(
     )
     if is_main:
         (folder / RUN_YAML).write_text(run_yaml, encoding="utf8")
-        (folder / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf8")
+        (folder / STATE).write_text(state_text(state), encoding="utf8")
 
     def mark() -> None:
         if is_main:

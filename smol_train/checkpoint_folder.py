@@ -13,11 +13,12 @@ import contextlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from smol_config import UserError, load_mapping, parse
+from smol_data.schedule import SampleRange
 from smol_model.config import ModelConfig
 
 MARKER = "COMPLETE"
@@ -54,6 +55,16 @@ class TrainState:
     """torch or te: they keep parameters in another order, on which the dp_reshardable form relies."""
     reason: str = ""
     """Why this checkpoint was saved."""
+    skips: list[SampleRange] = field(default_factory=list)
+    """Samples that rollbacks passed over, besides data.skip_samples."""
+    rollbacks: int = 0
+    """In a row, up to the latest (smol_train/rollback.py)."""
+    last_rollback: int = 0
+    """Steps done when the latest was decided."""
+    clip_until: int = 0
+    """Step until which the gradient norm is clipped harder after it."""
+    monitor: dict[str, Any] = field(default_factory=dict)
+    """The spike monitor's window (smol_train/spikes.py)."""
     rng: str = "none: nothing random happens after initialisation, and the data order is a function of the sample number"
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -175,7 +186,13 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def read_state(folder: Path) -> TrainState:
     """How far the run was that saved this checkpoint."""
-    return TrainState(**json.loads((folder / STATE).read_text(encoding="utf8")))
+    mapping = json.loads((folder / STATE).read_text(encoding="utf8"))
+    return TrainState(**{**mapping, "skips": [(first, end) for first, end in mapping.get("skips", [])]})
+
+
+def state_text(state: TrainState) -> str:
+    """What read_state reads."""
+    return json.dumps(asdict(state), indent=2) + "\n"
 
 
 def free_bytes(run: Path) -> int:

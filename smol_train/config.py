@@ -11,6 +11,7 @@ from smol_model.config import ModelConfig
 from smol_train.sections.layout import ParallelConfig
 from smol_train.sections.optim import OptimConfig
 from smol_train.sections.run import CheckpointConfig, StartFromConfig, TrainConfig
+from smol_train.sections.spikes import SpikesConfig
 from smol_train.sections.watch import AlertsConfig, EvaluationConfig, LoggingConfig, ProfilingConfig, WatchdogConfig
 
 
@@ -23,6 +24,7 @@ class RunConfig(Section):
     optim: OptimConfig
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+    spikes: SpikesConfig = SpikesConfig()
     start_from: StartFromConfig | None = None
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

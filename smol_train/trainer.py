@@ -2,8 +2,9 @@
 
     RunConfig -> model, optimizer, data order -> (resume | start_from | fresh) -> step, step, step -> exit code
 
-One step: set the learning rate, run Megatron-Core's pipeline schedule over this rank's micro-batches, reduce three numbers over
-all ranks (loss, targets and whether anyone wants to stop), and let the optimizer clip and update.
+One step: set the learning rate, run Megatron-Core's pipeline schedule over this rank's micro-batches, reduce a few numbers over
+all ranks (loss, targets, gradient norm, whether anyone wants to stop), judge them (spikes.py), and let the optimizer clip and
+update. A spike's update is left out; a persistent one takes the run back to an earlier checkpoint (rollback.py).
 """
 
 import itertools
@@ -27,12 +28,14 @@ from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import TrainState, set_aside
 from smol_train.checkpoint_integrity import find, newest_good
 from smol_train.config import RunConfig
-from smol_train.model import build_chunks
+from smol_train.model import build_chunks, gathered_parameters
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
+from smol_train.rollback import choose, enact, rollbacks_in_a_row
 from smol_train.schedule import learning_rate
 from smol_train.sections.run import StartFromConfig
 from smol_train.sections.watch import AlertEvent
+from smol_train.spikes import SpikeMonitor, Verdict
 from smol_train.step import forward_step, sums_by_dataset
 
 logger = logging.getLogger(__name__)
@@ -57,6 +60,9 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.chunks)
         self.state, history = self._restore()
         self._open_data(history)
+        self.monitor = SpikeMonitor(**self.state.monitor)
+        self.verdict = Verdict()
+        """On the last step done."""
         self.exit_code = self._wanted_code = DONE
         self.requests: frozenset[Request] = frozenset()
         """What all ranks agreed on with the last step, for the callbacks that do it."""
@@ -72,6 +78,8 @@ class Trainer:
                 self._tell("on_step_start", self)
                 metrics = self._train_step()
                 self._tell("on_step_end", self, metrics)
+                if self.verdict.roll_back and self.exit_code == DONE:
+                    self._roll_back()
             self._tell("on_fit_end", self)
         finally:
             self._tell("close")
@@ -98,7 +106,7 @@ class Trainer:
 
     def snapshot(self, reason: str) -> TrainState:
         """The state to store with a checkpoint, with the fingerprint of the data consumed so far."""
-        return replace(self.state, reason=reason, data=self._fingerprint())
+        return replace(self.state, reason=reason, data=self._fingerprint(), monitor=self.monitor.state())
 
     # --- one step ------------------------------------------------------------------------------------------------------------
 
@@ -113,9 +121,10 @@ class Trainer:
         reports = self.forward_backward(self.batches, self.loader.micro_batches(self.state.step), forward_only=False)
         self._synchronize()
         passed = time.perf_counter()
-        grad_norm = gradient_norm(self.optimizer)
-        loss, targets, losses = self._reduce(reports)
-        update(self.optimizer, grad_norm, self.config.optim.clip_grad_norm)
+        loss, targets, grad_norm, losses = self._reduce(reports, gradient_norm(self.optimizer))
+        self.verdict = self.monitor.judge(self.config.spikes, batch.stage, self.state.step, loss, grad_norm)
+        if self.verdict.update:
+            update(self.optimizer, grad_norm, self._clip())
         ended = time.perf_counter()
 
         tokens = batch.batch_size * self.config.data.sequence_length
@@ -129,6 +138,7 @@ class Trainer:
             "train/loss": loss,
             **{f"train/loss/{dataset}": value for dataset, value in losses.items()},
             "train/grad_norm": grad_norm,
+            "train/updates_left_out": float(not self.verdict.update),
             "train/learning_rate": rate,
             "train/global_batch_size": batch.batch_size,
             "train/targets": targets,
@@ -181,17 +191,54 @@ class Trainer:
         numbers = torch.cat([world[:, :sums].sum(0), world[:, sums:].amax(0)]).tolist()  # one wait for the device
         return list(zip(numbers[:sums:2], numbers[1:sums:2], strict=True)), numbers[sums:]
 
-    def _reduce(self, reports: list[Any]) -> tuple[float, float, dict[str, float]]:
-        """(mean loss, targets, mean loss of each dataset that had targets)."""
+    def _reduce(self, reports: list[Any], norm: float) -> tuple[float, float, float, dict[str, float]]:
+        """(mean loss, targets, gradient norm, mean loss of each dataset that had targets), the same on all ranks to the last
+        bit, whatever a rank's own sums rounded to."""
         asked, self._wanted_requests = self._wanted_requests, set()
-        wanted = [self._wanted_code, *(request in asked for request in REQUESTS)]
+        wanted = [norm, self._wanted_code, *(request in asked for request in REQUESTS)]
         names = self.loader.dataset_names
-        sums, (code, *agreed) = self.sum_over_ranks(reports, wanted, len(names))
+        sums, (norm, code, *agreed) = self.sum_over_ranks(reports, wanted, len(names))
         self.exit_code = int(code)
         self.requests = frozenset(request for request, yes in zip(REQUESTS, agreed, strict=True) if yes)
         total, targets = (sum(column) for column in zip(*sums, strict=True))
         losses = {name: loss / count for name, (loss, count) in zip(names, sums, strict=True) if count}
-        return total / max(targets, 1.0), targets, losses
+        return total / max(targets, 1.0), targets, norm, losses
+
+    def _clip(self) -> float:
+        """Largest gradient norm of the coming update: harder for a while after a rollback."""
+        factor = self.config.spikes.clip_factor if self.state.step < self.state.clip_until else 1.0
+        return self.config.optim.clip_grad_norm * factor
+
+    # --- back from a spike ---------------------------------------------------------------------------------------------------
+
+    def _roll_back(self) -> None:
+        """Go on from a checkpoint before the spike and pass over its samples."""
+        settings = self.config.spikes
+        if rollbacks_in_a_row(self.state, settings) >= settings.max_rollbacks:
+            logger.error(
+                "step %d: %s, after %d rollbacks in a row (spikes.max_rollbacks); stopping: look into RUN/spikes, and lower "
+                "optim.learning_rate or go on from an earlier checkpoint",
+                self.state.step,
+                self.verdict.reason,
+                self.state.rollbacks,
+            )
+            self.exit_code = REFUSED
+            return
+        rollback = choose(self.config, self.state, self.monitor, self.segments)
+        if rollback is None:
+            logger.warning("step %d: %s; there is no checkpoint to go back to, going on", self.state.step, self.verdict.reason)
+            self.monitor.accept()
+            return
+        self._tell("on_rollback", self, rollback)
+        if self.ranks.is_main:
+            enact(self.output_dir, rollback, self.state.skips)
+        torch.distributed.barrier()
+        self.loader.close()
+        with gathered_parameters(self.chunks):  # a gather that is still due would put the spike's weights back
+            self.state = self._load(rollback.checkpoint, with_optimizer=True)
+        self._open_data(history_of(self.state.data))
+        self.monitor, self.verdict = SpikeMonitor(**self.state.monitor), Verdict()
+        self._tell("on_rolled_back", self, rollback)
 
     def _synchronize(self) -> None:
         if self.ranks.device.type == "cuda":
@@ -242,7 +289,8 @@ class Trainer:
     def _open_data(self, history: list[Segment]) -> None:
         """The batches from the present step on; `history` is the data consumed before it."""
         data, train, ranks = self.config.data, self.config.train, self.ranks
-        self.segments = resolve_segments(data.stages, data.sequence_length, train.batch_sizes, data.skip_samples, history)
+        skips = [*data.skip_samples, *self.state.skips]
+        self.segments = resolve_segments(data.stages, data.sequence_length, train.batch_sizes, skips, history)
         self.total_steps = total_steps(self.segments)
         self.loader = TrainLoader(
             data,

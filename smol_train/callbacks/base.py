@@ -8,6 +8,7 @@ reached by all ranks.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
 Metrics = dict[str, float]
@@ -25,6 +26,12 @@ class Callback:
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
         """After each optimizer step; `trainer.state` counts it already."""
+
+    def on_rollback(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        """After the `on_step_end` of a step that ends in a rollback, before anything changes: finish what is in flight."""
+
+    def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        """When the trainer has gone back: `trainer.state` is that of the earlier checkpoint."""
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """After the last step, also when a stop was requested; not after an exception."""

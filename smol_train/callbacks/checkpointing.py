@@ -12,6 +12,7 @@ from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import MARKER, folder_name, remove_old
 
 if TYPE_CHECKING:
+    from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,12 @@ class Checkpointing(Callback):
             self._save(trainer, "periodic", periodic=True)
         if self.last_step == step:
             metrics["perf/checkpoint_pause_seconds"] = time.perf_counter() - started
+
+    def on_rollback(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        self.queue.maybe_finalize_async_calls(blocking=True)  # what is being written may be deleted now
+
+    def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        self.last_step, self.last_time = trainer.state.step, time.monotonic()
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         self.queue.maybe_finalize_async_calls(blocking=True)

@@ -1,6 +1,7 @@
 """Every scalar to metrics.jsonl and TensorBoard, under the same name, with step and tokens. Nothing is scraped from logs."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -10,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from smol_train.callbacks.base import Callback, Metrics
 
 if TYPE_CHECKING:
+    from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
 METRICS_NAME = "metrics.jsonl"
@@ -26,8 +28,15 @@ class MetricsWriter(Callback):
         self.board: SummaryWriter | None = None
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        if not trainer.ranks.is_main:
-            return
+        if trainer.ranks.is_main:
+            self._open(trainer)
+
+    def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        if trainer.ranks.is_main:
+            self.close()
+            self._open(trainer)
+
+    def _open(self, trainer: "Trainer") -> None:
         path = trainer.output_dir / METRICS_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         keep_until(path, trainer.state.step)
@@ -43,9 +52,10 @@ class MetricsWriter(Callback):
         if trainer.ranks.device.type == "cuda":
             metrics["device/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         step = trainer.state.step
-        evaluated = any(name.startswith("eval/") for name in metrics)
-        if self.file and self.board and (step % config.logging.every_steps == 0 or evaluated or step == trainer.total_steps):
-            line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **metrics}
+        special = any(name.startswith("eval/") for name in metrics) or not trainer.verdict.update
+        if self.file and self.board and (step % config.logging.every_steps == 0 or special or step == trainer.total_steps):
+            numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+            line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **numbers}
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
             for name, value in metrics.items():

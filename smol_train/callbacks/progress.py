@@ -10,6 +10,7 @@ from tqdm import tqdm
 from smol_train.callbacks.base import Callback, Metrics
 
 if TYPE_CHECKING:
+    from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -50,6 +51,12 @@ class Progress(Callback):
         left = (now - self.started) / (step - self.first_step) * (total - step)
         line = f"step {step}/{total}  {trainer.stage}  {figures}  {timedelta(seconds=round(left))} left"
         print(f"{line}  held-out: {held_out}" if held_out else line, flush=True)
+
+    def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
+        self.started, self.first_step = time.monotonic(), trainer.state.step
+        if self.bar is not None:
+            self.bar.n = trainer.state.step
+            self.bar.refresh()
 
     def close(self) -> None:
         if self.bar is not None:

@@ -61,7 +61,17 @@ class WatchdogConfig(Section):
 
 
 AlertEvent = Literal[
-    "started", "resumed", "stalled", "stopped", "crashed", "done", "damaged_checkpoint", "save_failed", "disk_low"
+    "started",
+    "resumed",
+    "stalled",
+    "spike",
+    "rollback",
+    "damaged_checkpoint",
+    "save_failed",
+    "disk_low",
+    "stopped",
+    "crashed",
+    "done",
 ]
 """What can be told: see smol_train/callbacks/alerts.py."""
 
