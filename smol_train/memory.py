@@ -17,8 +17,14 @@ as they are, and SwiGLU's three ffn-wide tensors in place of one pair. One layer
     (2 query + 2 kv) / TP     query, key, value, and the attention's output
     3 ffn / TP                gate, up, and their product
 
-elements. Without Transformer Engine's fusions more is kept. Left out: the CUDA context (about 0.5 GiB), NCCL's buffers,
-workspaces, fragmentation, and what lives only within one kernel. Recomputation is never on.
+elements. Without Transformer Engine's fusions more is kept. Recomputation leaves out the last line (selective) or everything
+but the layer's input (full), and has what it left out of one layer and one row again while that layer's backward pass runs.
+
+With v model chunks a stage, an interleaved pipeline of p stages keeps up to 2 (p - s - 1) + (v - 1) p + 1 rows of stage s,
+each in one chunk (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", section 2.2.2, and
+megatron.core's get_pp_rank_microbatches); without chunks p - s rows of all the stage's layers.
+
+Left out: the CUDA context (about 0.5 GiB), NCCL's buffers, workspaces, fragmentation, and what lives only within one kernel.
 """
 
 from typing import Literal, NamedTuple
@@ -26,6 +32,7 @@ from typing import Literal, NamedTuple
 from smol_config import Section
 from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
+from smol_train.sections.layout import ParallelConfig, Recompute
 
 Precision = Literal["bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
@@ -55,7 +62,7 @@ class DeviceMemory(Section):
     parameters: int
     """That one device holds."""
     micro_batches_in_flight: int
-    """Rows whose activations are held at once (one-forward-one-backward schedule)."""
+    """Rows whose activations are held at once (one-forward-one-backward schedule), each in one model chunk."""
     weights: int
     gradients: int
     optimizer: int
@@ -97,12 +104,13 @@ def _stage_memory(config: RunConfig, precision: Precision, data_parallel: int, s
     parameters = stage_parameters(model, parallel.tensor, parallel.pipeline, stage)
     row = config.train.micro_batch_size * config.data.sequence_length // parallel.context
     micro_batches = config.train.global_batch_size // (config.train.micro_batch_size * data_parallel)
-    in_flight = min(parallel.pipeline - stage, micro_batches)
-    per_token = (
-        model.num_layers
-        // parallel.pipeline
-        * layer_activation_bytes(model, parallel.tensor, parallel.sequence, size.activation)
+    in_flight = rows_in_flight(parallel, stage, micro_batches)
+    whole, kept = (
+        layer_activation_bytes(model, parallel.tensor, parallel.sequence, size.activation, recompute)
+        for recompute in ("none", parallel.recompute)
     )
+    chunk_layers = model.num_layers // (parallel.pipeline * parallel.virtual_pipeline)
+    per_token = in_flight * chunk_layers * kept + whole - kept
     if last:  # input and output of the final norm
         per_token += 2 * model.hidden_size * size.activation // (parallel.tensor if parallel.sequence else 1)
     parts = {
@@ -112,7 +120,7 @@ def _stage_memory(config: RunConfig, precision: Precision, data_parallel: int, s
             -optimizer_bytes(config, precision, parameters, stage_matrices(model, parallel.tensor, parallel.pipeline))
             // (data_parallel * parallel.context if config.optim.distributed else 1)
         ),
-        "activations": in_flight * row * per_token,
+        "activations": row * per_token,
         "logits": row * (model.vocab_size // parallel.tensor) * size.logit if last else 0,
     }
     return DeviceMemory(
@@ -122,6 +130,14 @@ def _stage_memory(config: RunConfig, precision: Precision, data_parallel: int, s
         **parts,
         total=sum(parts.values()),
     )
+
+
+def rows_in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> int:
+    """Rows whose activations a stage holds at once, each in one of its chunks: the formula at the head of this file."""
+    stages, chunks = parallel.pipeline, parallel.virtual_pipeline
+    if chunks == 1:
+        return min(stages - stage, micro_batches)
+    return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, chunks * micro_batches)
 
 
 def stage_parameters(model: ModelConfig, tensor: int, pipeline: int, stage: int) -> int:
@@ -149,11 +165,13 @@ def optimizer_bytes(config: RunConfig, precision: Precision, parameters: int, ma
     return parameters * _BYTES[precision].optimizer + extra
 
 
-def layer_activation_bytes(model: ModelConfig, tensor: int, sequence: bool, element: int) -> int:
+def layer_activation_bytes(model: ModelConfig, tensor: int, sequence: bool, element: int, recompute: Recompute = "none") -> int:
     """Bytes that one layer keeps of one token for the backward pass: the formula at the head of this file."""
+    if recompute == "full":
+        return element * model.hidden_size // (tensor if sequence else 1)
     query, key_value = model.num_attention_heads * model.kv_channels, model.query_groups * model.kv_channels
     norms = 4 * model.hidden_size // (tensor if sequence else 1)
-    split = 2 * query + 2 * key_value + 3 * model.ffn_hidden_size
+    split = 2 * query + 2 * key_value + (3 * model.ffn_hidden_size if recompute == "none" else 0)
     return element * (norms + split // tensor) + 4 * model.num_attention_heads // tensor
 
 

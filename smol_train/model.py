@@ -16,7 +16,7 @@ from megatron.core.transformer.module import Float16Module
 
 from smol_model.spec import Backend, SmolGPT, build_model, resolve_backend, transformer_config
 from smol_train.config import RunConfig
-from smol_train.sections.layout import ParallelConfig
+from smol_train.sections.layout import ParallelConfig, Recompute
 
 
 def parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def parallel_options(parallel: ParallelConfig) -> dict[str, Any]:
 
 # Not the attention's core, Megatron-Core's default: without score matrices it keeps no more than its inputs and output. The
 # MLP keeps the widest tensors. (Its "layernorm" needs Transformer Engine, whose norms are inside the linears anyway.)
-_RECOMPUTE: dict[str, dict[str, Any]] = {
+_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},

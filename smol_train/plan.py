@@ -104,7 +104,7 @@ def plan(
     peak_tflops: float | None = None,
     gpu: str | None = None,
 ) -> Plan:
-    """The plan of `config` on `gpus` devices; None: as many as give every rank one micro-batch a step.
+    """The plan of `config` on `gpus` devices; None: as many as give every rank one micro-batch a step, or one group of them.
 
     `peak_tflops` falls back to logging.peak_tflops, then to an H100's. `gpu`, a name of gpus.GPUS, has speed.py predict
     what `mfu` and `peak_tflops` otherwise assume. Raises ConfigError where the batch does not fit.
@@ -180,7 +180,7 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
     smallest = math.gcd(*(size for _, size in train.batch_sizes))  # what every batch of a ramp is a multiple of
     rows = smallest // train.micro_batch_size
     if gpus is None:
-        return ranks * rows, rows
+        gpus = ranks * rows // config.parallel.micro_batch_group
     if gpus < 1 or gpus % ranks:
         raise ConfigError(
             f"gpus={gpus} is not a multiple of the {ranks} ranks that hold one copy of the model (parallel.tensor="
@@ -194,6 +194,12 @@ def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
             f"gpus={gpus} make {copies} copies of the model, which cannot share {_batches(train)} in rows of "
             f"train.micro_batch_size={train.micro_batch_size} evenly; "
             f"give {fits * ranks}, or change the batch"
+        )
+    if rows // copies % config.parallel.micro_batch_group:
+        raise ConfigError(
+            f"gpus={gpus} give each rank {rows // copies} micro-batches a step, no multiple of parallel.pipeline="
+            f"{config.parallel.pipeline}, which parallel.virtual_pipeline={config.parallel.virtual_pipeline} needs; change the "
+            f"batch or the number of GPUs"
         )
     return gpus, copies
 

@@ -97,6 +97,10 @@ def _time(plan: "Plan", gpus_given: bool) -> Iterable[str]:
     yield _line("GPUs", f"{plan.gpus:,} ({why})")
     parallel = plan.config["parallel"]
     layout = " x ".join(f"{name} {parallel[name]}" for name in ("tensor", "pipeline", "context"))
+    if parallel["virtual_pipeline"] > 1:
+        yield _line("", f"pipeline interleaved: {parallel['virtual_pipeline']} model chunks a stage")
+    if parallel["recompute"] != "none":
+        yield _line("", f"activations recomputed: {parallel['recompute']}")
     yield _line("", f"{layout} x data {plan.data_parallel}, micro-batches a step and rank: {plan.micro_batches_per_step}")
     if plan.speed is None:
         yield _line("assumed", f"MFU {plan.mfu:.0%} of {plan.peak_tflops:,.0f} TFLOP/s")

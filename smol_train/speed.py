@@ -1,6 +1,6 @@
 """Seconds of a step on paper: what a layout costs on a given kind of GPU. plan.py (--gpu) and search.py use it.
 
-    one micro-batch, slowest stage   matmuls + attention + elementwise kernels, divided by KERNEL_SHARE
+    one micro-batch, slowest stage   matmuls + attention + elementwise kernels (recomputed ones twice), by KERNEL_SHARE
                                      + exposed tensor-parallel collectives + exposed context-parallel ring + stage transfers
     one step                         micro-batches x that, + pipeline bubble + exposed data-parallel traffic + optimizer
 
@@ -9,7 +9,7 @@ second, results seconds. Hardware figures are published; KERNEL_SHARE alone is c
 here was measured by this repository. docs/results/scaling_paper.md holds the model against other published runs.
 
 Left out: kernel launches (a host that cannot keep up hurts small models and small micro-batches most), latency of
-collectives, stragglers, Muon's products, evaluation, checkpoints, data loading. Interleaved pipelines are not in the trainer.
+collectives, stragglers, Muon's products, evaluation, checkpoints, data loading.
 """
 
 import math
@@ -108,8 +108,13 @@ def elementwise_seconds(gpu: Gpu, model: ModelConfig, tensor: int, sequence: boo
     """
     query, key = model.num_attention_heads * model.kv_channels, model.query_groups * model.kv_channels
     norms = 10 * model.hidden_size / (tensor if sequence else 1)
-    forward = 2 * tokens * (norms + (2 * (query + key) + 3 * model.ffn_hidden_size) / tensor) / gpu.hbm_rate
+    forward = 2 * tokens * (norms + 2 * (query + key) / tensor) / gpu.hbm_rate + swiglu_seconds(gpu, model, tensor, tokens)
     return forward, 2 * forward
+
+
+def swiglu_seconds(gpu: Gpu, model: ModelConfig, tensor: int, tokens: int) -> float:
+    """Forward of one layer's SwiGLU: gate and up read, their product written."""
+    return 2 * tokens * 3 * model.ffn_hidden_size / tensor / gpu.hbm_rate
 
 
 def mean_attended(sequence_length: int, document_tokens: float | None = None) -> float:
@@ -163,6 +168,14 @@ def pipeline_bubble(stages: int, micro_batches: int, chunks: int = 1) -> float:
     return (stages - 1) / (chunks * micro_batches)
 
 
+def pipeline_transfer_seconds(hop: float, chunks: int, overlap: bool, work: tuple[float, float]) -> float:
+    """Exposed messages of one micro-batch, each of `hop` seconds: one a chunk and direction, `work` being the seconds of all
+    chunks forward and backward. An interleaved pipeline with overlap sends while the next chunk computes."""
+    if chunks == 1 or not overlap:
+        return 2 * chunks * hop
+    return sum(max(chunks * hop - direction, 0.0) for direction in work)
+
+
 def data_parallel_seconds(gpu: Gpu, parameters: int, members: int, stride: int) -> tuple[float, float]:
     """Reduce-scatter of fp32 gradients and all-gather of bf16 weights of the `parameters` on one device."""
     return ring_seconds(gpu, 4 * parameters, members, stride), ring_seconds(gpu, 2 * parameters, members, stride)
@@ -199,26 +212,28 @@ def step_time(
     gpus: int,
     gpu: Gpu,
     document_tokens: float | None = None,
-    recompute: bool = False,
     kernel_share: float = KERNEL_SHARE,
 ) -> StepTime:
     """Seconds of one optimizer step of `config` on `gpus` devices, which must share its batch evenly (plan.py checks).
 
     `document_tokens`: mean length of the documents that attention stops at; None: attention sees whole windows.
-    `recompute`: every layer's forward pass runs again in the backward pass. Raises ConfigError for fp32 runs.
+    Raises ConfigError for fp32 runs.
     """
     model, parallel, train = config.model, config.parallel, config.train
     if train.precision != "bf16":
         raise ConfigError(f"train.precision={train.precision}: speeds are known for bf16 only; set train.precision=bf16")
     copies = gpus // parallel.model_ranks
     micro_batches = train.global_batch_size // (train.micro_batch_size * copies)
-    micro = _last_stage(config, gpu, mean_attended(config.data.sequence_length, document_tokens), recompute, kernel_share)
+    micro = _last_stage(config, gpu, mean_attended(config.data.sequence_length, document_tokens), kernel_share)
     forward, backward = micro.seconds(0, kernel_share), micro.seconds(1, kernel_share)
 
     row = train.micro_batch_size * config.data.sequence_length // parallel.context
     hop = 2 * row * model.hidden_size / (parallel.tensor if parallel.sequence else 1)
     link = gpu.nvlink_rate if gpus <= GPUS_PER_NODE else gpu.network_rate
-    transfers = 2 * hop / link if parallel.pipeline > 1 else 0.0
+    chunks = parallel.virtual_pipeline
+    transfers = 0.0
+    if parallel.pipeline > 1:
+        transfers = pipeline_transfer_seconds(hop / link, chunks, parallel.overlap, (forward, backward))
     busy = micro_batches * (forward + backward + transfers)
 
     stages = range(parallel.pipeline)
@@ -238,7 +253,7 @@ def step_time(
         "tensor_parallel": micro_batches * sum(micro.tensor),
         "context_parallel": micro_batches * sum(micro.context),
         "pipeline_transfers": micro_batches * transfers,
-        "pipeline_bubble": busy * pipeline_bubble(parallel.pipeline, micro_batches),
+        "pipeline_bubble": busy * pipeline_bubble(parallel.pipeline, micro_batches, chunks),
         "data_parallel": scatter + gather,
         "optimizer": optimizer_seconds(gpu, parameters, owners) / kernel_share,
     }
@@ -248,8 +263,12 @@ def step_time(
     return StepTime(gpu=gpu.name, **parts, total=total, tokens_per_second_per_gpu=rate, mfu=mfu)
 
 
-def _last_stage(config: RunConfig, gpu: Gpu, attended: float, recompute: bool, kernel_share: float) -> _Micro:
-    """The last stage, which has the head beside its layers and is the slowest, layers being shared evenly."""
+def _last_stage(config: RunConfig, gpu: Gpu, attended: float, kernel_share: float) -> _Micro:
+    """The last stage, which has the head beside its layers and is the slowest, layers being shared evenly.
+
+    Backward, full recomputation repeats every layer's forward pass; selective the MLP's: two of its four products, SwiGLU, and
+    half of its tensor-parallel collectives.
+    """
     model, parallel = config.model, config.parallel
     tensor, layers = parallel.tensor, model.num_layers // parallel.pipeline
     tokens = config.train.micro_batch_size * config.data.sequence_length // parallel.context
@@ -262,14 +281,18 @@ def _last_stage(config: RunConfig, gpu: Gpu, attended: float, recompute: bool, k
     ring = context_parallel_seconds(gpu, model, tensor, parallel.context, tokens)
     exposed = [max(hops - work / kernel_share, 0.0) for hops, work in zip(ring, attention, strict=True)]
 
-    def of_stage(layer: tuple[float, float] | list[float], extra: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
-        again = layer[0] if recompute else 0.0
+    def of_stage(
+        layer: tuple[float, float] | list[float], mlp_forward: float, extra: tuple[float, float] = (0.0, 0.0)
+    ) -> tuple[float, float]:
+        again = {"none": 0.0, "selective": mlp_forward, "full": layer[0]}[parallel.recompute]
         return layers * layer[0] + extra[0], layers * (layer[1] + again) + extra[1]
 
     return _Micro(
-        matmuls=of_stage((sum(one[0] for one in linears), sum(one[1] for one in linears)), head),
-        attention=of_stage(attention),
-        elementwise=of_stage(elementwise, (2 * logits / 3, logits / 3)),
-        tensor=of_stage(traffic),
-        context=of_stage(exposed),
+        matmuls=of_stage(
+            (sum(one[0] for one in linears), sum(one[1] for one in linears)), sum(one[0] for one in linears[2:]), head
+        ),
+        attention=of_stage(attention, 0.0),
+        elementwise=of_stage(elementwise, swiglu_seconds(gpu, model, tensor, tokens), (2 * logits / 3, logits / 3)),
+        tensor=of_stage(traffic, traffic[0] / 2),
+        context=of_stage(exposed, 0.0),
     )

@@ -70,6 +70,29 @@ def forward_counts(overrides: Sequence[str]) -> dict[str, int]:
     return counts
 
 
+def bytes_for_backward(overrides: Sequence[str]) -> int:
+    """Bytes that the forward pass of one micro-batch keeps for its backward pass, beside the weights."""
+    from smol_train.parallel import process_groups
+    from smol_train.step import forward_step
+    from smol_train.trainer import Trainer
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        trainer = Trainer(config, ranks)
+        trainer.clear_gradients()
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            forward_step(trainer.batches, trainer.chunks[0])
+        weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.chunks[0].parameters()}
+        trainer.loader.close()
+        return sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
+
+
 def weight_digests(trainer: Any) -> dict[str, str]:
     """SHA-256 of each parameter of this rank, by its name in a checkpoint."""
     from smol_train.model import gathered_parameters

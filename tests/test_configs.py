@@ -60,6 +60,14 @@ def test_every_model_has_the_parameters_that_its_comment_names(path: Path) -> No
         assert f"{model(path.name).parameters:,}" == counts[0]
 
 
+def test_the_64k_run_needs_the_memory_that_its_comment_names() -> None:
+    path = CONFIGS / "smollm3/long_64k.yaml"
+    for recompute, gib in {"full": 17, "selective": 23, "none": 40}.items():
+        config = smol_config.load(RunConfig, path, [f"parallel.recompute={recompute}"], keep_unset=True)
+        assert round(plan(config, gpus=96).memory["bf16"].total / 2**30) == gib
+    assert 'By the plan 17 GiB a GPU; "selective" needs 23 and "none" 40' in path.read_text(encoding="utf8")
+
+
 def test_smollm3_has_its_published_size_and_work() -> None:
     smol = model("smollm3_3b.yaml")
     assert smol.parameters == 3_075_098_624

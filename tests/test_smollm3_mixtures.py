@@ -63,6 +63,7 @@ def test_long_context_runs_have_their_published_settings(file: str, length: int,
     assert run.tokens_per_step == 2_359_296  # as in the 4k run
     assert (run.model.rope_theta, run.model.num_layers, run.model.layers_without_rope[0]) == (theta, 36, 3)
     assert (run.parallel.tensor, run.parallel.pipeline, run.parallel.context) == (2, 1, 4)
+    assert run.parallel.recompute == ("full" if length == 65536 else "none")
     assert run.train.global_batch_size % 12 == 0  # 96 GPUs leave a data-parallel size of 12
     assert run.train_steps == steps
     rates = {step: learning_rate(run.optim, steps, step) for step in (500, 1000, (1000 + steps) // 2, steps)}

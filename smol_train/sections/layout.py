@@ -6,6 +6,8 @@ from pydantic import PositiveInt
 
 from smol_config import Section
 
+Recompute = Literal["none", "selective", "full"]
+
 
 class ParallelConfig(Section):
     """How the ranks share the model; data parallelism takes what is left: world / (tensor * pipeline * context)."""
@@ -22,7 +24,7 @@ class ParallelConfig(Section):
     """Norms and residuals between tensor-parallel regions are split along the row as well."""
     overlap: bool = True
     """Gradients are reduced, parameters gathered and an interleaved pipeline's messages sent while other work runs."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute = "none"
     """Activations computed again in the backward pass: those inside the MLPs (selective), or of whole layers (full)."""
 
     @property

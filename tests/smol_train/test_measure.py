@@ -58,6 +58,12 @@ def test_the_fastest_measured_stands_first() -> None:
     assert [line.split()[8] for line in render([slow, fast]).splitlines()[1:]] == ["20", "10"]
 
 
+def test_a_layout_is_named_with_its_chunks_and_recomputation_where_it_has_any() -> None:
+    assert LAYOUT.name() == "tensor 2, pipeline 1, context 1, micro-batch 4"
+    chunked = LAYOUT.model_copy(update={"pipeline": 2, "virtual_pipeline": 3, "recompute": "full"})
+    assert chunked.name() == "tensor 2, pipeline 2 x 3 chunks, context 1, micro-batch 4, recompute full"
+
+
 def test_more_than_a_node_is_refused(config: RunConfig) -> None:
     found = search(config, 8, H100).model_copy(update={"gpus": 16})
     with pytest.raises(ConfigError, match=r"--measure with gpus=16 needs more ranks than one node's 8; lower --gpus"):

@@ -10,7 +10,11 @@ from pathlib import Path
 import jobs
 import pytest
 from ranks import RankError, Ranks
-from tiny_runs import tiny_overrides
+from tiny_runs import QUICKSTART, tiny_overrides
+
+from smol_config import load
+from smol_train.config import RunConfig
+from smol_train.memory import layer_activation_bytes
 
 LOSS_TOLERANCE = 2e-6
 NORM_TOLERANCE = 1e-5
@@ -93,6 +97,17 @@ def test_recomputation_runs_mlps_or_whole_layers_once_more(ranks: Ranks, overrid
         settings = [*overrides, *SHORT, f"parallel.recompute={recompute}"]
         [counts] = ranks.run(jobs.forward_counts, 1, overrides=settings)
         assert counts == {"self_attention": attention * once, "mlp": mlp * once}, recompute
+
+
+def test_recomputation_keeps_at_least_as_much_less_as_the_plan_says(ranks: Ranks, overrides: list[str]) -> None:
+    kept, planned = {}, {}
+    for recompute in ("none", "selective", "full"):
+        settings = [*overrides, f"parallel.recompute={recompute}"]
+        [kept[recompute]] = ranks.run(jobs.bytes_for_backward, 1, overrides=settings)
+        model = load(RunConfig, QUICKSTART, settings).model
+        planned[recompute] = 4 * 128 * layer_activation_bytes(model, 1, False, 4, recompute)  # layers x tokens of a row
+    for recompute in ("selective", "full"):
+        assert kept["none"] - kept[recompute] >= planned["none"] - planned[recompute]
 
 
 def test_an_interleaved_pipeline_refuses_micro_batches_that_it_cannot_group(ranks: Ranks, overrides: list[str]) -> None:

@@ -14,7 +14,7 @@ import smol_config
 from smol_config import ConfigError
 from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
-from smol_train.memory import device_memory, layer_activation_bytes, stage_parameters
+from smol_train.memory import device_memory, layer_activation_bytes, rows_in_flight, stage_parameters
 from smol_train.plan import dry_run, main, plan
 from smol_train.plan_text import render
 
@@ -220,6 +220,39 @@ def test_the_first_pipeline_stage_holds_the_activations_of_the_rows_in_flight() 
     assert (memory.pipeline_stage, memory.micro_batches_in_flight, memory.logits) == (0, 4, 0)
     assert memory.activations == 4 * 64 * 2 * layer_activation_bytes(config.model, 1, False, 2)
     assert device_memory(config, "bf16", 8).micro_batches_in_flight == 1  # one row a step: nothing else can be in flight
+
+
+def test_recomputation_keeps_no_mlp_or_only_the_inputs_of_layers_and_one_layer_at_a_time() -> None:
+    model = small().model
+    assert layer_activation_bytes(model, 1, False, 2, "selective") == 2 * (256 + 192) + 16
+    assert layer_activation_bytes(model, 2, True, 2, "selective") == 2 * (256 + 192) // 2 + 8
+    assert layer_activation_bytes(model, 1, False, 2, "full") == 2 * 64
+    assert layer_activation_bytes(model, 2, True, 2, "full") == 2 * 32
+    last_norm = 2 * 64 * 2
+    selective, full = (device_memory(small(parallel={"recompute": name}), "bf16", 1) for name in ("selective", "full"))
+    assert selective.activations == 64 * (8 * (2 * (256 + 192) + 16) + 2 * 384 + last_norm)
+    assert full.activations == 64 * (8 * 128 + 2 * (256 + 192 + 384) + 16 - 128 + last_norm)
+
+
+def test_chunks_of_an_interleaved_pipeline_keep_more_rows_of_fewer_layers() -> None:
+    config = small(parallel={"pipeline": 2, "virtual_pipeline": 2})
+    memory = device_memory(config, "bf16", 1)
+    assert (memory.pipeline_stage, memory.micro_batches_in_flight) == (0, 2 * 1 + 1 * 2 + 1)
+    assert memory.activations == 5 * 64 * 2 * layer_activation_bytes(config.model, 1, False, 2)  # chunks of two layers
+    assert device_memory(config, "bf16", 4).micro_batches_in_flight == 4  # two rows a step, each in both chunks
+    assert rows_in_flight(config.parallel, 1, 8) == 3
+
+
+def test_an_interleaved_run_plans_on_groups_of_micro_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    config = small(parallel={"pipeline": 2, "virtual_pipeline": 2})
+    result = plan(config)
+    assert (result.gpus, result.data_parallel, result.micro_batches_per_step) == (8, 4, 2)
+    with pytest.raises(ConfigError, match=r"gpus=16 give each rank 1 micro-batches a step, no multiple of parallel.pipeline=2"):
+        plan(config, gpus=16)
+    overrides = ["parallel.pipeline=2", "parallel.virtual_pipeline=2", "parallel.recompute=full"]
+    assert main(["--config", SMOLLM3, "--gpus", "64", *overrides]) == 0
+    out = capsys.readouterr().out
+    assert "pipeline interleaved: 2 model chunks a stage" in out and "activations recomputed: full" in out
 
 
 @pytest.mark.parametrize("tie", [True, False])

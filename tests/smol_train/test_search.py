@@ -9,6 +9,7 @@ import smol_config
 from smol_config import ConfigError
 from smol_train.config import RunConfig
 from smol_train.gpus import GPUS
+from smol_train.memory import device_memory
 from smol_train.plan import main, plan
 from smol_train.search import Search, apply, render, search
 
@@ -83,11 +84,29 @@ def test_less_memory_leaves_fewer_layouts_and_splits_the_model(config: RunConfig
     assert all(one.layout.tensor * one.layout.pipeline > 1 for one in tight.ranked)
 
 
+def test_activations_are_recomputed_only_where_they_must_and_as_little_as_does(config: RunConfig, found: Search) -> None:
+    assert {one.layout.recompute for one in found.ranked} == {"none", "selective", "full"}
+    for one in (*found.ranked, *found.refused):
+        less = {"none": [], "selective": ["none"], "full": ["none", "selective"]}[one.layout.recompute]
+        for recompute in less:
+            lighter = apply(config, one.layout.model_copy(update={"recompute": recompute}))
+            assert device_memory(lighter, "bf16", one.layout.data).total > found.memory_bytes
+        assert one.layout.recompute == "full" or one.memory_bytes is None or one.memory_bytes <= found.memory_bytes
+
+
+def test_interleaved_pipelines_are_tried_where_micro_batches_come_in_groups(found: Search) -> None:
+    chunked = [one.layout for one in found.ranked if one.layout.virtual_pipeline > 1]
+    assert {layout.virtual_pipeline for layout in chunked} == {2, 3}  # 36 layers on 2, 3, 4, 6, 12 stages
+    assert all(layout.micro_batches % layout.pipeline == 0 for layout in chunked)
+    plain = {one.layout.model_copy(update={"virtual_pipeline": 1, "recompute": "none"}).name() for one in found.ranked}
+    assert all(layout.model_copy(update={"virtual_pipeline": 1, "recompute": "none"}).name() in plain for layout in chunked)
+
+
 def test_the_table_shows_each_layout_once_and_counts_the_refused(found: Search) -> None:
     lines = render(found).splitlines()
     assert "not measured" in lines[0] and "71.1 GiB" in lines[0]
-    assert lines[3].split()[:6] == ["1", "1", "1", "64", "3", "3"]
-    rows = [tuple(line.split()[:3]) for line in lines[3:13]]
+    assert lines[3].split()[:8] == ["1", "1", "1", "1", "64", "3", "3", "none"]
+    rows = [tuple(line.split()[column] for column in (0, 1, 3)) for line in lines[3:13]]
     assert len(rows) == len(set(rows)) == 10
     divide, fit = (sum(one.cause == cause for one in found.refused) for cause in ("does not divide", "does not fit"))
     assert f"{divide} do not divide:" in lines

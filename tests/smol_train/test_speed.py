@@ -23,8 +23,10 @@ from smol_train.speed import (
     mean_attended,
     optimizer_seconds,
     pipeline_bubble,
+    pipeline_transfer_seconds,
     ring_seconds,
     step_time,
+    swiglu_seconds,
     tensor_parallel_seconds,
 )
 
@@ -112,9 +114,23 @@ def test_elementwise_kernels_move_the_bytes_that_the_formula_counts() -> None:
     assert elementwise_seconds(H100, model, 2, False, 100)[0] > forward / 2
 
 
-def test_recomputation_runs_the_layers_forward_once_more() -> None:
-    assert seconds(recompute=True).attention == pytest.approx(seconds().attention * 4.5 / 3.5)
-    assert 1.2 < seconds(recompute=True).total / seconds().total < 1.34
+def test_full_recomputation_runs_the_layers_forward_once_more() -> None:
+    none, full = seconds(), seconds(384, "parallel.recompute=full")
+    assert full.attention == pytest.approx(none.attention * 4.5 / 3.5)
+    assert full.tensor_parallel == pytest.approx(none.tensor_parallel * 10 / 6)  # four collectives of six again
+    assert 1.2 < full.total / none.total < 1.34
+    assert full.mfu < none.mfu  # repeated work is no work of the model
+
+
+def test_selective_recomputation_runs_the_mlps_forward_once_more() -> None:
+    none, selective = seconds(), seconds(384, "parallel.recompute=selective")
+    model, tokens = smollm3().model, 3 * 4096
+    up, down = (linear_seconds(H100, tokens, *shape)[0] for shape in layer_matmuls(model, 2)[2:])
+    assert selective.matmuls == pytest.approx(none.matmuls + 36 * (up + down) / KERNEL_SHARE)
+    assert selective.elementwise == pytest.approx(none.elementwise + 36 * swiglu_seconds(H100, model, 2, tokens) / KERNEL_SHARE)
+    assert swiglu_seconds(H100, model, 2, tokens) == pytest.approx(2 * tokens * 3 * 11008 / 2 / H100.hbm_rate)
+    assert selective.tensor_parallel == pytest.approx(none.tensor_parallel * 8 / 6)
+    assert selective.attention == none.attention
 
 
 # --- traffic -------------------------------------------------------------------------------------------------------------
@@ -158,9 +174,18 @@ def test_the_context_ring_hides_behind_attention_until_its_link_is_slow() -> Non
 def test_the_bubble_is_stages_less_one_over_micro_batches() -> None:
     assert pipeline_bubble(4, 12) == 0.25
     assert pipeline_bubble(4, 12, chunks=3) == pytest.approx(1 / 12)
+    chunked = seconds(64, "parallel.pipeline=4", "parallel.virtual_pipeline=3", "train.micro_batch_size=1")
     result = seconds(64, "parallel.pipeline=4", "train.micro_batch_size=1")
+    assert chunked.pipeline_bubble == pytest.approx(result.pipeline_bubble / 3, rel=0.05)  # transfers differ
     busy = result.total - result.pipeline_bubble - result.data_parallel - result.optimizer
     assert result.pipeline_bubble == pytest.approx(busy * 3 / 72)  # 8 copies, 72 windows each
+
+
+def test_an_interleaved_pipeline_sends_more_and_hides_it_behind_the_next_chunk() -> None:
+    assert pipeline_transfer_seconds(0.5, 1, True, (4.0, 8.0)) == 2 * 0.5
+    assert pipeline_transfer_seconds(0.5, 3, False, (4.0, 8.0)) == 3 * 2 * 0.5
+    assert pipeline_transfer_seconds(0.5, 3, True, (4.0, 8.0)) == 0
+    assert pipeline_transfer_seconds(2.0, 3, True, (4.0, 8.0)) == 2  # three of 2 seconds forward, 4 of them hidden
 
 
 def test_overlap_hides_the_data_parallel_traffic_until_there_is_too_little_to_compute() -> None:
