@@ -74,11 +74,14 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     # Below here torch and Megatron-Core load, which takes seconds; a faulty configuration has already been refused.
     from smol_train.callbacks.alerts import Alerts
     from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.devices import DeviceMetrics
     from smol_train.callbacks.evaluation import HeldOutEvaluation
     from smol_train.callbacks.metrics import MetricsWriter
     from smol_train.callbacks.noise_scale import GradientNoiseScale
+    from smol_train.callbacks.parameter_norms import ParameterNorms
     from smol_train.callbacks.profiling import Profiling
     from smol_train.callbacks.progress import Progress
+    from smol_train.callbacks.rank_report import RankReport
     from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
     from smol_train.callbacks.spikes import SpikeReports
     from smol_train.callbacks.watchdog import Watchdog, collective_timeout
@@ -94,6 +97,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
         stack.enter_context(run_lock(run, ranks))
         alerts = stack.enter_context(Alerts(config.alerts, run, ranks.is_main))
         watchdog = stack.enter_context(Watchdog(config.watchdog, run, ranks, alerts))
+        devices = DeviceMetrics()
         callbacks = [
             watchdog,
             alerts,
@@ -102,6 +106,9 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
             SpikeReports(alerts),
             HeldOutEvaluation(),
             GradientNoiseScale(),
+            ParameterNorms(),
+            devices,
+            RankReport(config.logging, alerts, devices),
             MetricsWriter(),
             Progress(),
             Checkpointing(),

@@ -27,8 +27,9 @@ from data_tools.output import Part, Working
 from data_tools.parallel import Advance
 from data_tools.shard_files import HashedFile, metadata_note
 from smol_config import UserError
-from smol_data.files import OpenFiles, TokenFiles
+from smol_data.files import TokenFiles
 from smol_data.manifest import Manifest
+from smol_data.open_files import OpenFiles
 from smol_data.permutation import permute_many, round_keys
 
 _STEP = 8 << 20  # bytes moved at a time

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from data_tools.console import Progress
 from data_tools.parallel import Advance, run_tasks
-from smol_data.files import OpenFiles, TokenFiles
+from smol_data.files import TokenFiles
 from smol_data.manifest import Manifest, read_manifest
+from smol_data.open_files import OpenFiles
 
 THRESHOLDS = (4096, 32768, 65536)
 """Documents longer than these are counted exactly: SmolLM3's three context lengths."""

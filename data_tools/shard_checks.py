@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.parallel import Advance
-from smol_data.files import IDX_HEADER, OpenFiles, TokenFiles
+from smol_data.files import IDX_HEADER, TokenFiles
 from smol_data.manifest import DataError, FileEntry, Manifest
+from smol_data.open_files import OpenFiles
 
 _BLOCK = 8 << 20  # bytes read at a time
 

@@ -8,16 +8,10 @@ document ends in tokens from the shard's start (exclusive), no header. `X.idx`: 
 dtype code (8 uint16, 4 int32), uint64 sequences n, uint64 n + 1; then int32 lengths [n], int64 byte offsets [n], int64
 document index [n + 1].
 
-Reading is by `os.pread`: on cold pages one read of a window is about 2.6 times as fast as the page faults of a memory
-map, and file systems that refuse to map many files work too. Nothing is kept in memory that grows with the tokens or the
-documents. Descriptors are opened at first use and bounded in number, so that thousands of shards do not meet the limit.
+Nothing is kept in memory that grows with the tokens or the documents.
 """
 
-import os
-import resource
-import time
 from bisect import bisect_right
-from collections import OrderedDict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smol_data.manifest import DataError, FileEntry, Manifest
+from smol_data.open_files import OpenFiles
 
 INDEX_DTYPE = np.dtype("<u8")
 IDX_HEADER = 34
@@ -33,69 +28,6 @@ IDX_HEADER = 34
 
 _INDEX_BLOCK = 512  # ends read at a time: one page of 4 KiB
 _GUESSES = 4  # interpolated reads before the search halves; document lengths are random, so it is seldom left to halving
-_RETRY_SECONDS = (0.1, 1.0, 5.0)  # between the attempts at a read; network storage comes back within seconds or not at all
-
-
-class OpenFiles:
-    """Descriptors by path, opened at first use; the one idle longest is closed when there are too many.
-
-    One pool serves all datasets of a loader. It serves one thread at a time; a forked child may go on reading, since pread
-    moves no position.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        """`limit` is how many stay open: a quarter of the process's own limit (`ulimit -n`), 512 at most, unless given."""
-        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.limit = limit or max(4, min(512, allowed // 4 if allowed != resource.RLIM_INFINITY else 512))
-        self._open: OrderedDict[str, int] = OrderedDict()
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size); fewer when the file ends before.
-
-        A failing read is tried again after a while, on a descriptor opened anew; then DataError names it.
-        """
-        for seconds in (*_RETRY_SECONDS, None):
-            try:
-                return self._read(path, offset, size)
-            except OSError as error:
-                self._forget(path)
-                if seconds is None or isinstance(error, FileNotFoundError):
-                    raise DataError(
-                        f"{path} cannot be read at byte {offset} ({error.strerror or error}); check the storage and start "
-                        "again: the run goes on from its last checkpoint"
-                    ) from error
-                time.sleep(seconds)
-        raise AssertionError("the last attempt returns or raises")
-
-    def will_need(self, path: str, offset: int, size: int) -> None:
-        """Ask the system to begin reading bytes that will be read soon; does not wait, and a fault shows at the read."""
-        try:
-            os.posix_fadvise(self._descriptor(path), offset, size, os.POSIX_FADV_WILLNEED)
-        except OSError:
-            self._forget(path)
-
-    def close(self) -> None:
-        """Close all descriptors; they open again when read."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _read(self, path: str, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor(path), size, offset)
-        while len(data) < size and (more := os.pread(self._descriptor(path), size - len(data), offset + len(data))):
-            data += more  # a read may stop early where a file does not, on network storage and above 2 GiB
-        return data
-
-    def _descriptor(self, path: str) -> int:
-        if (descriptor := self._open.get(path)) is None:
-            if len(self._open) >= self.limit:
-                os.close(self._open.popitem(last=False)[1])
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._open.move_to_end(path)
-        return descriptor
-
-    def _forget(self, path: str) -> None:
-        if path in self._open:
-            os.close(self._open.pop(path))
 
 
 class TokenFiles:

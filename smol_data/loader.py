@@ -24,6 +24,7 @@ from smol_config import nearest
 from smol_data.batch import ALONE, ContextRank, HostBatch, Layout, PackedBatch, Parcel, context_part, expand, join, pack
 from smol_data.config import DataConfig
 from smol_data.manifest import DataError
+from smol_data.open_files import OpenFiles, ReadStats
 from smol_data.order import Location, Order
 from smol_data.schedule import Segment, batch_at, total_steps
 from smol_data.shards import open_datasets
@@ -67,7 +68,8 @@ class TrainLoader(Iterator[PackedBatch]):
         _check_division(ahead, micro_batch_size, world_size, group)
         names = {name for segment in ahead for name, weight in segment.weights.items() if weight > 0}
         folders = {name: folder for name, folder in data.datasets.items() if name in names}
-        self.datasets = open_datasets(folders, data.sequence_length, data.tokenizer, vocab_size)
+        self._files = OpenFiles()
+        self.datasets = open_datasets(folders, data.sequence_length, data.tokenizer, vocab_size, self._files)
         self.digests = {name: dataset.manifest.digest for name, dataset in self.datasets.items()}
         """Of the datasets that are open, for order.fingerprint."""
         self.dataset_names = list(data.datasets)
@@ -82,6 +84,10 @@ class TrainLoader(Iterator[PackedBatch]):
     def micro_batches(self, step: int) -> int:
         """How many micro-batches this rank gets for a step."""
         return batch_at(self._segments, step).batch_size // (self._micro_batch_size * self._world_size)
+
+    def take_read_stats(self) -> ReadStats:
+        """Of this rank's reads since the last call."""
+        return self._files.take_stats()
 
     def __next__(self) -> PackedBatch:
         return next(self._feed)

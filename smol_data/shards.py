@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smol_data.files import OpenFiles, TokenFiles
+from smol_data.files import TokenFiles
 from smol_data.manifest import DataError, read_manifest, tokenizer_sha256
+from smol_data.open_files import OpenFiles
 
 
 class Window(NamedTuple):
@@ -100,14 +101,19 @@ class TokenDataset:
 
 
 def open_datasets(
-    folders: Mapping[str, str], sequence_length: int, tokenizer: str, vocab_size: int | None = None
+    folders: Mapping[str, str],
+    sequence_length: int,
+    tokenizer: str,
+    vocab_size: int | None = None,
+    files: OpenFiles | None = None,
 ) -> dict[str, TokenDataset]:
     """Open datasets (name: folder) and check that one tokenizer made them all and that the model's vocabulary holds it.
 
-    They share one pool of descriptors, which is closed with any of them. `tokenizer` is data.tokenizer: a local folder is
-    compared by the SHA-256 of its tokenizer.json, a Hub name by name. Raises DataError, having closed what was open.
+    They share one pool of descriptors (`files`, or one of their own), which is closed with any of them. `tokenizer` is
+    data.tokenizer: a local folder is compared by the SHA-256 of its tokenizer.json, a Hub name by name. Raises DataError,
+    having closed what was open.
     """
-    files = OpenFiles()
+    files = files or OpenFiles()
     datasets: dict[str, TokenDataset] = {}
     try:
         for name, folder in folders.items():

@@ -31,6 +31,7 @@ from smol_train.config import RunConfig
 from smol_train.model import build_chunks, gathered_parameters
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
+from smol_train.reduction_clock import ReductionClock
 from smol_train.rollback import choose, enact, rollbacks_in_a_row
 from smol_train.schedule import learning_rate
 from smol_train.sections.run import StartFromConfig
@@ -57,6 +58,7 @@ class Trainer:
         self.notes: list[tuple[AlertEvent, str]] = []
         """What happened before the callbacks were told anything, for Alerts."""
         self.chunks = build_chunks(config)
+        self.reduction = ReductionClock(self.chunks[0].config, ranks.device)
         self.optimizer = build_optimizer(config, self.chunks)
         self.state, history = self._restore()
         self._open_data(history)
@@ -144,6 +146,7 @@ class Trainer:
             "train/targets": targets,
             "perf/step_seconds": ended - started,
             "perf/forward_backward_seconds": passed - started - self.batches.seconds,
+            "perf/reduction_seconds": self.reduction.seconds,
             "perf/optimizer_seconds": ended - passed,
             "perf/data_wait_seconds": self.batches.seconds,
             "perf/data_wait_share": self.batches.seconds / (ended - started),

@@ -30,13 +30,19 @@ def train(
     """Run the real trainer to its end; returns its losses, gradient norms and the digests of its weights."""
     from smol_train.callbacks.checkpointing import Checkpointing
     from smol_train.callbacks.evaluation import HeldOutEvaluation
+    from smol_train.callbacks.parameter_norms import ParameterNorms
     from smol_train.parallel import process_groups
     from smol_train.trainer import Trainer
 
     config = load(RunConfig, config_file, overrides)
     with process_groups(config.parallel, config.train.seed) as ranks:
         recorder = Recorder()
-        callbacks = [*([HeldOutEvaluation()] if evaluate else []), recorder, *([Checkpointing()] if save else [])]
+        callbacks = [
+            *([HeldOutEvaluation()] if evaluate else []),
+            ParameterNorms(),
+            recorder,
+            *([Checkpointing()] if save else []),
+        ]
         trainer = Trainer(config, ranks, callbacks)
         start = trainer.state.step
         code = trainer.fit()

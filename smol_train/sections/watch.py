@@ -16,6 +16,14 @@ class LoggingConfig(Section):
     """Steps between measurements of train/gradient_noise_scale, each a micro-batch more to compute; null: none."""
     peak_tflops: PositiveFloat | None = None
     """Dense bf16 TFLOP/s of one device, for perf/model_flops_utilization; null: known from the GPU's name, else left out."""
+    parameter_norms_every_steps: NonNegativeInt = 100
+    """Steps between norms of the weights, by group; 0: never."""
+    ranks_every_steps: NonNegativeInt = 100
+    """Steps over which all ranks' seconds are compared (ranks/..., data/...) and throughput is judged; 0: never."""
+    throughput_drop: float = Field(default=0.2, gt=0, lt=1)
+    """Alert when the throughput falls by this share of the run's median."""
+    throughput_drop_windows: PositiveInt = 2
+    """And stays there for so many times `ranks_every_steps`."""
 
     def problems(self) -> list[str]:
         measured = self.noise_scale_every_steps
@@ -69,6 +77,7 @@ AlertEvent = Literal[
     "damaged_checkpoint",
     "save_failed",
     "disk_low",
+    "throughput_drop",
     "stopped",
     "crashed",
     "done",

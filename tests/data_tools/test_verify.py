@@ -192,7 +192,7 @@ def test_what_the_disk_refuses_is_a_fault(folder: Path, monkeypatch: pytest.Monk
         return opened(path, *how, **more)  # type: ignore[call-overload]
 
     monkeypatch.setattr("os.pread", broken_read)
-    monkeypatch.setattr("smol_data.files._RETRY_SECONDS", ())
+    monkeypatch.setattr("smol_data.open_files._RETRY_SECONDS", ())
     monkeypatch.setattr(Path, "open", broken_open)
     faults = sorted(verify_folder(folder).faults)
     assert len(faults) == 3

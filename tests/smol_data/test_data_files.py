@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smol_data import files as files_module
-from smol_data.files import OpenFiles, TokenFiles
+from smol_data import open_files as files_module
+from smol_data.files import TokenFiles
 from smol_data.manifest import DataError, FileEntry, Manifest, TokenizerIdentity, read_manifest
+from smol_data.open_files import OpenFiles, ReadStats
 from smol_data.shards import TokenDataset, open_datasets
 
 
@@ -116,6 +118,26 @@ def test_a_read_that_keeps_failing_is_named(
     with pytest.raises(DataError, match=r"000_text\.ds cannot be read at byte 5120 \(Input/output error\); check the storage"):
         dataset.window(5)
     assert len(no_waiting) == 3
+
+
+def test_reads_are_counted_with_their_bytes_and_the_slowest(make_dataset: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = OpenFiles()
+    dataset = TokenDataset(make_dataset(shards=1).folder, 512, files=files)
+    files.take_stats()  # opening reads too
+    waits = iter([0.0, 0.06, 0.03])
+    real = os.pread
+
+    def slow(descriptor: int, size: int, offset: int) -> bytes:
+        time.sleep(next(waits))
+        return real(descriptor, size, offset)
+
+    monkeypatch.setattr(files_module.os, "pread", slow)
+    for window in range(3):
+        dataset.files.tokens(512 * window, 513)
+    stats = files.take_stats()
+    assert (stats.reads, stats.bytes) == (3, 3 * 513 * dataset.files.dtype.itemsize)
+    assert stats.seconds >= 0.09 and 0.06 <= stats.slowest <= stats.seconds - 0.03
+    assert files.take_stats() == ReadStats()
 
 
 def test_a_file_that_vanishes_is_named_at_once(make_dataset: Callable, no_waiting: list[float]) -> None:

@@ -45,7 +45,7 @@ def initial(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 
 def start_from(initial: Path) -> list[str]:
     start = [f"start_from.checkpoint={initial}", "start_from.optimizer=false", "start_from.data_position=false"]
-    return ["optim.learning_rate=1.0e-3", *start]
+    return ["optim.learning_rate=1.0e-3", "logging.parameter_norms_every_steps=5", *start]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def reference(ranks: Ranks, corpus: Path, initial: Path, tmp_path_factory: pytes
     return result
 
 
-def by_dataset(step: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in step.items() if name.startswith("train/loss/")}
+def named(step: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name: value for name, value in step.items() if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -69,7 +69,10 @@ def test_layout_trains_like_one_process(
     for result in results:
         assert result["loss"] == pytest.approx(reference["loss"], abs=LOSS_TOLERANCE)
         for step, expected in zip(result["steps"], reference["steps"], strict=True):
-            assert by_dataset(step) == pytest.approx(by_dataset(expected), abs=LOSS_TOLERANCE)
+            assert named(step, "train/loss/") == pytest.approx(named(expected, "train/loss/"), abs=LOSS_TOLERANCE)
+            weights = named(expected, "train/parameter_norm/")
+            assert named(step, "train/parameter_norm/") == pytest.approx(weights, rel=NORM_TOLERANCE)
+        assert len(weights) == 4 and len(named(expected, "train/loss/")) == 2
         assert result["grad_norm"] == pytest.approx(reference["grad_norm"], abs=NORM_TOLERANCE)
         for held_out in ("eval/loss/code", "eval/loss/docs"):
             assert result["steps"][-1][held_out] == pytest.approx(reference["steps"][-1][held_out], abs=LOSS_TOLERANCE)
