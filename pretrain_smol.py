@@ -85,12 +85,14 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
     from smol_train.callbacks.spikes import SpikeReports
     from smol_train.callbacks.watchdog import Watchdog, collective_timeout
+    from smol_train.determinism import deterministic
     from smol_train.parallel import process_groups
     from smol_train.run_lock import run_lock
     from smol_train.trainer import Trainer
 
     run = Path(config.train.output_dir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(config.train.deterministic))
         ranks = stack.enter_context(process_groups(config.parallel, config.train.seed, collective_timeout(config.watchdog)))
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
         logging.getLogger("smol_train").setLevel(logging.INFO if ranks.is_main else logging.WARNING)

@@ -28,7 +28,7 @@ def run(hf_dir: Path, folder: Path) -> None:
     check_tensors(weights.shapes, huggingface_shapes(model), str(hf_dir))
     _ = weights.dtype  # several, or one that is not a float, are refused
     mapping = {
-        "model": model.model_dump(mode="json", exclude_none=True),
+        "model": model.model_dump(mode="json", exclude_none=True) | {"max_sequence_length": sequence_length},
         "data": {"tokenizer": str(hf_dir.resolve()), "sequence_length": sequence_length},
     }
     print(f"converting {hf_dir}: {model.parameters:,} parameters", flush=True)

@@ -28,6 +28,9 @@ class ModelConfig(Section):
     norm_epsilon: PositiveFloat = 1e-6
     rope_theta: PositiveFloat = 50_000.0
     """Base of the rotary frequencies (SmolLM3: 50,000 at 4k, 2,000,000 at 32k, 5,000,000 at 64k)."""
+    max_sequence_length: PositiveInt | None = None
+    """Longest window, in tokens, that the model may be trained on; null: any, since rotary embedding has no table. from-hf
+    writes what the Hugging Face configuration allows."""
     no_rope: PositiveInt | list[int] | None = None
     """Layers without rotary embedding: 4 means every 4th (SmolLM3's NoPE: 0-based layers 3, 7, ...), a list names
     0-based layers, null means rotary embedding everywhere."""

@@ -63,9 +63,12 @@ def importable(module: str) -> bool:
 
 
 def transformer_config(
-    model: ModelConfig, backend: Backend, precision: Precision = "fp32", **options: Any
+    model: ModelConfig, backend: Backend, precision: Precision = "fp32", deterministic: bool = False, **options: Any
 ) -> TransformerConfig:
-    """Megatron-Core's configuration of `model`; `options` are further fields of it, such as the parallel sizes."""
+    """Megatron-Core's configuration of `model`; `options` are further fields of it, such as the parallel sizes.
+
+    `deterministic` leaves out what does not give the same bits each time.
+    """
     without_rope = set(model.layers_without_rope)
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -89,12 +92,13 @@ def transformer_config(
         params_dtype=DTYPES[precision],
         pipeline_dtype=DTYPES[precision],
         calculate_per_token_loss=True,
-        **_kernel_options(backend),
+        deterministic_mode=deterministic,
+        **_kernel_options(backend, deterministic),
         **options,
     )
 
 
-def _kernel_options(backend: Backend) -> dict[str, Any]:
+def _kernel_options(backend: Backend, deterministic: bool = False) -> dict[str, Any]:
     """Fused kernels. All default to off in Megatron-Core's configuration, so the te backend names each."""
     if backend == "torch":
         return {"gradient_accumulation_fusion": False}
@@ -102,7 +106,7 @@ def _kernel_options(backend: Backend) -> dict[str, Any]:
         "apply_rope_fusion": True,
         "bias_activation_fusion": True,  # SwiGLU
         "bias_dropout_fusion": True,
-        "cross_entropy_loss_fusion": True,
+        "cross_entropy_loss_fusion": not deterministic,  # Megatron-LM asks for it
         "cross_entropy_fusion_impl": "te",
         "gradient_accumulation_fusion": has_gradient_accumulation_fusion(),
     }

@@ -157,6 +157,7 @@ def load(
     check_whole(folder)
     state = read_state(folder)
     _check_architecture(folder, config.model)
+    _check_length(folder, config)
     if with_optimizer:
         _check_optimizer(folder, state, config)
     metadata = _metadata(state.optimizer if with_optimizer else None)
@@ -199,7 +200,7 @@ def _read(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} does not hold what this run needs: {error}") from error
 
 
-_MAY_CHANGE = {"rope_theta", "z_loss", "init_std"}
+_MAY_CHANGE = {"rope_theta", "z_loss", "init_std", "max_sequence_length"}
 """Settings of the architecture that a later run may change: they decide no tensor."""
 
 
@@ -210,6 +211,16 @@ def _check_architecture(folder: Path, model: ModelConfig) -> None:
         listed = "; ".join(f"model.{name}: checkpoint {stored[name]}, config {now[name]}" for name in differing)
         raise CheckpointError(
             f"checkpoint {folder} holds another architecture ({listed}); correct the config or start a new run"
+        )
+
+
+def _check_length(folder: Path, config: RunConfig) -> None:
+    """What a checkpoint allows holds until the configuration says otherwise."""
+    allowed, length = read_model_config(folder).max_sequence_length, config.data.sequence_length
+    if allowed and config.model.max_sequence_length is None and length > allowed:
+        raise CheckpointError(
+            f"checkpoint {folder} is a model for up to {allowed} tokens, but data.sequence_length={length}; shorten it, or set "
+            f"model.max_sequence_length={length} (and raise model.rope_theta) to train a longer context"
         )
 
 

@@ -61,6 +61,11 @@ class RunConfig(Section):
 
     def _layout_problems(self) -> list[str]:
         model, parallel, train, found = self.model, self.parallel, self.train, []
+        if model.max_sequence_length and self.data.sequence_length > model.max_sequence_length:
+            found.append(
+                f"data.sequence_length={self.data.sequence_length} is longer than model.max_sequence_length="
+                f"{model.max_sequence_length}; shorten it, or raise that (and model.rope_theta) to train a longer context"
+            )
         for name, value in {
             "model.num_attention_heads": model.num_attention_heads,
             "model.num_query_groups": model.query_groups,

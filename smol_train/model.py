@@ -50,7 +50,8 @@ def build_chunks(config: RunConfig) -> list[DistributedDataParallel]:
     """This rank's model chunks in DistributedDataParallel with fp32 gradient buffers, which are sharded over the
     data-parallel ranks where the optimizer is."""
     backend, parallel = resolve_backend(config.train.backend), config.parallel
-    megatron = transformer_config(config.model, backend, config.train.precision, **parallel_options(parallel))
+    options = parallel_options(parallel)
+    megatron = transformer_config(config.model, backend, config.train.precision, config.train.deterministic, **options)
     numbers = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
     chunks = [_wrapped(config, megatron, _network(config, megatron, backend, number)) for number in numbers]
     megatron.finalize_model_grads_func = finalize_model_grads

@@ -9,9 +9,9 @@ import pytest
 from ranks import RankError, Ranks
 from tiny_runs import tiny_overrides
 
-MIXED, CODE = "{code: 0.75, docs: 0.25}", "{code: 0.2, docs: 0.8}"
+MIXED, DOCS = "{code: 0.75, docs: 0.25}", "{docs: 1}"
 BRANCHED = (
-    f"data.stages=[{{name: stable, steps: 6, weights: {MIXED}}}, {{name: anneal, steps: 4, keep: 0.5, weights: {CODE}}}]",
+    f"data.stages=[{{name: stable, steps: 6, weights: {MIXED}}}, {{name: anneal, steps: 4, keep: 0.2, weights: {DOCS}}}]",
     "optim.schedule.decay_steps=4",
 )
 EXTENDED = (f"data.stages=[{{name: stable, steps: 14, weights: {MIXED}}}]", "optim.schedule.decay_steps=4")

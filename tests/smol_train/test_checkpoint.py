@@ -139,6 +139,18 @@ def test_weights_only_checkpoints_have_no_optimizer_to_give(ranks: Ranks, overri
         ranks.run(jobs.train, 1, overrides=[*overrides, f"start_from.checkpoint={tmp_path / 'weights'}"])
 
 
+def test_a_window_longer_than_the_model_allows_needs_a_word(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    """As after from-hf, which stores what the Hugging Face configuration allows."""
+    folder = tmp_path / "weights"
+    ranks.run(jobs.save_initial_weights, 1, overrides=[*overrides, "model.max_sequence_length=64"], folder=folder)
+    start = f"start_from={{checkpoint: {folder}, optimizer: false, data_position: false}}"
+    longer = [*overrides, start, "data.sequence_length=128"]
+    with pytest.raises(RankError, match=r"model for up to 64 tokens, but data\.sequence_length=128; shorten it, or set"):
+        ranks.run(jobs.train, 1, overrides=longer)
+    [said] = ranks.run(jobs.train, 1, overrides=[*longer, "model.max_sequence_length=128"])
+    assert len(said["loss"]) == 10
+
+
 def test_a_checkpoint_that_lost_its_marker_is_refused(ranks: Ranks, overrides: list[str], saved: Path, tmp_path: Path) -> None:
     torn = tmp_path / "iter_0000006"
     shutil.copytree(saved / "iter_0000006", torn)

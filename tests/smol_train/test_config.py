@@ -89,6 +89,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
         "optim.ademamix.beta3=0.8 is below betas[0]=0.9; the slow average needs the larger one",
     ),
     # across sections
+    ({"model.max_sequence_length": 31}, "data.sequence_length=32 is longer than model.max_sequence_length=31; shorten it, or"),
     ({"parallel.tensor": 3}, "model.num_attention_heads=4 is not divisible by parallel.tensor=3"),
     ({"parallel.tensor": 4, "model.num_query_groups": 2}, "model.num_query_groups=2 is not divisible by parallel.tensor=4"),
     ({"parallel.tensor": 4, "model.ffn_hidden_size": 130}, "model.ffn_hidden_size=130 is not divisible by parallel.tensor=4"),
