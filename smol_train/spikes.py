@@ -51,7 +51,7 @@ class SpikeMonitor:
         if not self.spiking:
             self.first_step = step
         self.spiking += 1
-        return Verdict(False, config.rollback_after is not None and self.spiking >= config.rollback_after, reason)
+        return Verdict(False, 0 < config.rollback_after <= self.spiking, reason)
 
     def accept(self) -> None:
         """Take the present level for the usual one: where there is nothing to go back to, leaving out every update would
@@ -62,7 +62,7 @@ class SpikeMonitor:
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 return f"{name} {value}"
-        if config.sigma is None or len(self.losses) < config.least_window:
+        if not config.sigma or len(self.losses) < config.least_window:
             return ""
         for name, value, window in (("loss", loss, self.losses), ("gradient norm", norm, self.norms)):
             mean = statistics.fmean(window)

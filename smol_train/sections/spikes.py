@@ -1,6 +1,6 @@
 """The `spikes:` section: what counts as a loss spike and what is done about it."""
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from smol_config import Section
 
@@ -12,8 +12,8 @@ class SpikesConfig(Section):
     samples of all of them and clips harder for a while.
     """
 
-    sigma: PositiveFloat | None = 6.0
-    """Standard deviations above the window's mean from which a step is a spike; null switches all of this off but for NaN and
+    sigma: NonNegativeFloat = 6.0
+    """Standard deviations above the window's mean from which a step is a spike; 0 switches all of this off but for NaN and
     Inf, whose updates are always left out."""
     window: PositiveInt = 128
     """Steps that are the standard: the latest that were no spikes. A new stage begins a new window."""
@@ -21,8 +21,8 @@ class SpikesConfig(Section):
     """Steps that a window must hold before it judges."""
     least_rise: PositiveFloat = 0.1
     """A spike also stands out by at least this share of the window's mean: a very even run has a very small deviation."""
-    rollback_after: PositiveInt | None = 10
-    """Spikes in a row that make the run go back; null: it never does."""
+    rollback_after: NonNegativeInt = 10
+    """Spikes in a row that make the run go back; 0: it never does."""
     margin_steps: NonNegativeInt = 10
     """Global batches before the first and after the last spike that are passed over as well."""
     max_rollbacks: PositiveInt = 3

@@ -51,7 +51,7 @@ def test_a_constant_window_needs_a_rise_of_a_tenth() -> None:
 
 
 def test_without_sigma_only_what_is_no_number_is_a_spike() -> None:
-    monitor, config = SpikeMonitor(), SpikesConfig(sigma=None)
+    monitor, config = SpikeMonitor(), SpikesConfig(sigma=0)
     steady(monitor, config)
     assert monitor.judge(config, "stable", 64, 1e6, 1e6).update
     assert not monitor.judge(config, "stable", 65, math.nan, 1.0).update
