@@ -116,6 +116,15 @@ def test_a_step_in_the_millions_is_answered_from_its_number_alone(tool: Tool, co
     assert peak < 20e6  # bytes; the samples before are 1.8 thousand million
 
 
+def test_a_batch_ramp_is_counted_as_the_trainer_counts_it(config: Path) -> None:
+    plain = load_data_run(config)
+    ramped = load_data_run(config, ["train.batch_ramp=[{until_step: 2, global_batch_size: 1}]"])
+    size, first = plain.batch.global_batch_size, ramped.segments()[0]
+    assert (first.steps, first.batch_size, ramped.segments()[1].batch_size) == (2, 1, size)
+    missing = 2 * (size - 1) * plain.data.sequence_length
+    assert sum(ramped.tokens_by_dataset().values()) == pytest.approx(sum(plain.tokens_by_dataset().values()) - missing)
+
+
 def test_help_gives_examples_at_once(tool: Tool) -> None:
     for command in ("inspect", "stats", "mixture"):
         outcome = tool(command, "--help")
