@@ -1,11 +1,13 @@
 """A pool of processes that stay alive for the whole test session and run jobs as ranks of real process groups.
 
-Starting a process and importing torch and Megatron-Core takes longer than most checks, so the processes are reused: each
-job joins a fresh gloo world of the size it asks for and leaves it at the end. Jobs are module-level functions.
+Starting a process and importing torch and Megatron-Core takes longer than most checks, so the processes are kept, and fork
+for each job: it joins a fresh gloo world of the size it asks for, in a process that did nothing before. (Worlds in one and
+the same process leave gloo threads behind, which wake a hundred times a second.) Jobs are module-level functions.
 """
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 import warnings
@@ -50,7 +52,7 @@ class Ranks:
     def _receive(pipe: Connection) -> tuple[bool, Any]:
         if not pipe.poll(300):
             return False, "no answer within 300 seconds"
-        outcome: tuple[bool, Any] = pipe.recv()
+        outcome: tuple[bool, Any] = pickle.loads(pipe.recv_bytes())
         return outcome
 
 
@@ -67,17 +69,30 @@ def _free_port() -> int:
 def _serve(pipe: Connection) -> None:
     import torch
 
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # megatron-core and torch name their deprecations at every import
+    import smol_train.trainer  # noqa: F401  # what most jobs need, once
+
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
     while True:
         try:
-            job, rank, world_size, port, arguments = pipe.recv()
+            request = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
-        try:
-            pipe.send((True, job(**arguments)))
-        except BaseException:  # told to the test, which fails with it
-            pipe.send((False, traceback.format_exc()))
+        process = fork.Process(target=_run, args=(pipe, *request))  # not a daemon: saving a checkpoint starts processes
+        process.start()
+        process.join()
+        if process.exitcode:
+            pipe.send_bytes(pickle.dumps((False, f"the process ended with {process.exitcode}")))
+
+
+def _run(pipe: Connection, job: Callable[..., Any], rank: int, world_size: int, port: int, arguments: dict[str, Any]) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    try:
+        outcome = True, job(**arguments)
+    except BaseException:  # told to the test, which fails with it
+        outcome = False, traceback.format_exc()
+    # By value: tensors that go by shared memory, as they would through send(), do not outlive this process.
+    pipe.send_bytes(pickle.dumps(outcome))
