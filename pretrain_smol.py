@@ -81,9 +81,11 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     from smol_train.callbacks.parameter_norms import ParameterNorms
     from smol_train.callbacks.profiling import Profiling
     from smol_train.callbacks.progress import Progress
+    from smol_train.callbacks.prometheus import PrometheusFile
     from smol_train.callbacks.rank_report import RankReport
     from smol_train.callbacks.signals import StopOnSignal, TriggerFiles
     from smol_train.callbacks.spikes import SpikeReports
+    from smol_train.callbacks.tracker import Tracker
     from smol_train.callbacks.watchdog import Watchdog, collective_timeout
     from smol_train.determinism import deterministic
     from smol_train.parallel import process_groups
@@ -112,6 +114,8 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
             devices,
             RankReport(config.logging, alerts, devices),
             MetricsWriter(),
+            Tracker(config.logging),
+            PrometheusFile(config.logging.prometheus_file),
             Progress(),
             Checkpointing(),
             Profiling(config.profiling, ranks),

@@ -9,12 +9,16 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from smol_train.callbacks.base import Callback, Metrics
+from smol_train.tensorboard_layout import LAYOUT
 
 if TYPE_CHECKING:
     from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
 METRICS_NAME = "metrics.jsonl"
+
+OCCASIONAL = ("eval/", "ranks/", "data/", "train/parameter_norm/")
+"""How the names of metrics begin that only some steps have."""
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
 """Dense bf16 TFLOP/s by a part of the GPU's name, from NVIDIA's data sheets (SXM boards, without sparsity)."""
@@ -42,6 +46,7 @@ class MetricsWriter(Callback):
         keep_until(path, trainer.state.step)
         self.file = path.open("a", encoding="utf8")
         self.board = SummaryWriter(str(trainer.output_dir / "tensorboard"), purge_step=trainer.state.step + 1)
+        self.board.add_custom_scalars(LAYOUT)
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
         """Adds `perf/model_flops_utilization`: ModelConfig.flops_per_token(S) * tokens/s per device / peak FLOP/s."""
@@ -51,9 +56,8 @@ class MetricsWriter(Callback):
             metrics["perf/model_flops_utilization"] = flops / (peak * 1e12)
         if trainer.ranks.device.type == "cuda":
             metrics["device/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        step = trainer.state.step
-        special = any(name.startswith("eval/") for name in metrics) or not trainer.verdict.update
-        if self.file and self.board and (step % config.logging.every_steps == 0 or special or step == trainer.total_steps):
+        if self.file and self.board and is_written(trainer, metrics):
+            step = trainer.state.step
             numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
             line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **numbers}
             self.file.write(json.dumps(line) + "\n")
@@ -66,6 +70,13 @@ class MetricsWriter(Callback):
             self.file.close()
         if self.board:
             self.board.close()
+
+
+def is_written(trainer: "Trainer", metrics: Metrics) -> bool:
+    """Whether a step's metrics are written: every so many steps, and wherever there is something that is not in every step."""
+    step, every = trainer.state.step, trainer.config.logging.every_steps
+    special = any(name.startswith(OCCASIONAL) for name in metrics) or not trainer.verdict.update
+    return special or step % every == 0 or step == trainer.total_steps
 
 
 def keep_until(path: Path, step: int) -> None:

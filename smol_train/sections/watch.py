@@ -24,15 +24,23 @@ class LoggingConfig(Section):
     """Alert when the throughput falls by this share of the run's median."""
     throughput_drop_windows: PositiveInt = 2
     """And stays there for so many times `ranks_every_steps`."""
+    tracker: Literal["none", "trackio", "wandb"] = "none"
+    """Experiment tracker that gets all metrics too; install the package of that name."""
+    tracker_project: str = "smol"
+    """The project's name there."""
+    prometheus_file: str | None = None
+    """File for node_exporter's textfile collector, ending in .prom and in the folder that it reads; null: none."""
 
     def problems(self) -> list[str]:
-        measured = self.noise_scale_every_steps
+        measured, found = self.noise_scale_every_steps, []
         if measured and measured % self.every_steps:
-            return [
+            found.append(
                 f"noise_scale_every_steps={measured} is not a multiple of every_steps={self.every_steps}, so most measurements "
                 f"would not be written; make it one"
-            ]
-        return []
+            )
+        if self.prometheus_file and not self.prometheus_file.endswith(".prom"):
+            found.append(f"prometheus_file={self.prometheus_file} would not be read by node_exporter; let it end in .prom")
+        return found
 
 
 class EvaluationConfig(Section):

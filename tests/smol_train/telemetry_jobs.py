@@ -89,8 +89,8 @@ def norms_by_hand(overrides: Sequence[str]) -> tuple[dict[str, float], float]:
         return group_norms(chunks), float(sum((weight**2).sum() for weight in weights)) ** 0.5
 
 
-def train_with_everything(overrides: Sequence[str]) -> int:
-    """As the command line does it, with all that it tells."""
+def train_as_the_command_does(overrides: Sequence[str]) -> int:
+    """With all callbacks, in this process; returns the exit code."""
     import pretrain_smol
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
