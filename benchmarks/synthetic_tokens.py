@@ -1,13 +1,33 @@
 """A token dataset of random ids in the real format, for machines that have no data."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
+from smol_config import load
 from smol_data.manifest import FileEntry, Manifest, TokenizerIdentity, sha256_of_file
+from smol_train.config import RunConfig
 
 MEAN_TOKENS, SPREAD = 800, 1.0
 """Of a document's length: the mean, and the standard deviation of its logarithm (log-normal, as web text roughly is)."""
+
+
+def with_synthetic_data(config_file: str, overrides: list[str], steps: int, folder: Path) -> list[str]:
+    """Write a dataset of `steps` steps into `folder`; returns the overrides of a run on it."""
+    # One stage as long as the file's, so that the learning rate's schedule still fits.
+    length = load(RunConfig, config_file, overrides, keep_unset=True).train_steps
+    stage = {"name": "synthetic", "steps": max(length, steps), "weights": {"synthetic": 1}}
+    overrides = [
+        *overrides,
+        "data.tokenizer=synthetic",
+        f"data.datasets={json.dumps({'synthetic': str(folder)})}",
+        "data.held_out={}",
+        f"data.stages={json.dumps([stage])}",
+    ]
+    config = load(RunConfig, config_file, overrides)
+    write_dataset(folder, steps * config.tokens_per_step + 1, config.model.vocab_size, config.data.tokenizer)
+    return overrides
 
 
 def document_ends(tokens: int, generator: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import parser_for, positive
+from benchmarks.synthetic_tokens import with_synthetic_data
 from benchmarks.train_step_job import Job, Measurement, read
 from smol_config import UserError, load
 from smol_train.config import RunConfig
@@ -90,26 +91,8 @@ def _overrides(options: argparse.Namespace, folder: Path) -> list[str]:
     if options.backend:
         ours.append(f"train.backend={options.backend}")
     overrides = [*options.overrides, *ours]
-    return _with_synthetic_data(options, overrides, folder / "tokens") if options.synthetic else overrides
-
-
-def _with_synthetic_data(options: argparse.Namespace, overrides: list[str], folder: Path) -> list[str]:
-    from benchmarks.synthetic_tokens import write_dataset
-
     steps = options.warmup + options.steps
-    # One stage as long as the file's, so that the learning rate's schedule still fits.
-    length = load(RunConfig, options.config, overrides, keep_unset=True).train_steps
-    stage = {"name": "synthetic", "steps": max(length, steps), "weights": {"synthetic": 1}}
-    overrides = [
-        *overrides,
-        "data.tokenizer=synthetic",
-        f"data.datasets={json.dumps({'synthetic': str(folder)})}",
-        "data.held_out={}",
-        f"data.stages={json.dumps([stage])}",
-    ]
-    config = load(RunConfig, options.config, overrides)
-    write_dataset(folder, steps * config.tokens_per_step + 1, config.model.vocab_size, config.data.tokenizer)
-    return overrides
+    return with_synthetic_data(options.config, overrides, steps, folder / "tokens") if options.synthetic else overrides
 
 
 def _check(config: RunConfig, options: argparse.Namespace) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
+from smol_config import ConfigError
+
 _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.13 has it, 2.11 not
 
 
@@ -40,8 +42,9 @@ class PackedAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         if config.context_parallel_size > 1:
-            raise ValueError(
-                f"context parallelism {config.context_parallel_size} needs Transformer Engine's attention; use the te backend"
+            raise ConfigError(
+                f"parallel.context={config.context_parallel_size} needs Transformer Engine's attention, and train.backend is "
+                f"torch here; use a GPU with requirements-gpu.txt installed, or set parallel.context=1"
             )
         self.scale = softmax_scale
 

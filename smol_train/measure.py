@@ -44,7 +44,7 @@ def measure(config: RunConfig, found: Search, layouts: int = LAYOUTS) -> list[Me
             f"--measure with gpus={found.gpus} needs more ranks than one node's {GPUS_PER_NODE}; lower --gpus or leave it out"
         )
     first = best_micro_batches(found.ranked)[:layouts]
-    return [_measure(config, found.gpus, one.layout, one.speed.tokens_per_second_per_gpu) for one in first]
+    return [measure_layout(config, found.gpus, one.layout, one.speed.tokens_per_second_per_gpu) for one in first]
 
 
 def short_run(config: RunConfig, layout: Layout, folder: Path) -> RunConfig:
@@ -62,7 +62,8 @@ def short_run(config: RunConfig, layout: Layout, folder: Path) -> RunConfig:
     )
 
 
-def _measure(config: RunConfig, ranks: int, layout: Layout, predicted: float) -> Measured:
+def measure_layout(config: RunConfig, ranks: int, layout: Layout, predicted: float) -> Measured:
+    """Time one layout on `ranks` ranks of this node."""
     with tempfile.TemporaryDirectory(prefix="smol_measure_") as name:
         folder = Path(name)
         run = short_run(config, layout, folder)

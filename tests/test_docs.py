@@ -79,6 +79,24 @@ def test_commands_in_the_documents_run(command: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_tests_that_the_documents_name_exist() -> None:
+    named = {(name, *test) for name in DOCUMENTS for test in re.findall(r"`(test_\w+)::(test_\w+)`", name.read_text())}
+    assert named
+    defined = {
+        (path.stem, test) for path in tracked("tests/*.py") for test in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert [test for test in named if test[1:] not in defined] == []
+
+
+def test_every_cell_of_the_parallelism_table_names_a_test_or_says_gpu() -> None:
+    text = (REPOSITORY / "docs" / "parallelism.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text[text.index("| feature |") :].split("\n\n")[0].splitlines()[2:]]
+    assert len(rows) == 8
+    for feature, on_cpu, *on_gpu in rows:
+        assert "::test_" in on_cpu, feature
+        assert all(cell.strip().startswith(("GPU", "refused")) for cell in on_gpu), feature
+
+
 def test_scripts_are_strict_and_say_what_they_do() -> None:
     for script in [*tracked("*.sh"), REPOSITORY / ".ci" / "run"]:
         lines = script.read_text().splitlines()

@@ -119,6 +119,12 @@ def test_an_interleaved_pipeline_refuses_micro_batches_that_it_cannot_group(rank
         ranks.run(jobs.train, 4, overrides=[*overrides, *settings])
 
 
+def test_context_parallelism_without_transformer_engine_is_refused(ranks: Ranks, overrides: list[str]) -> None:
+    """Also where `backend: auto` came to torch, which the configuration alone cannot know."""
+    with pytest.raises(RankError, match=r"ConfigError: parallel.context=2 needs Transformer Engine's attention, and .* torch"):
+        ranks.run(jobs.train, 2, overrides=[*overrides, "parallel.context=2", "train.backend=auto"])
+
+
 def test_tied_copies_under_pipeline_parallelism_stay_bit_equal(ranks: Ranks, overrides: list[str]) -> None:
     settings = ["parallel.pipeline=2", "optim.weight_decay=0.5"]
     first, last = ranks.run(jobs.train, 2, overrides=[*overrides, *settings])
