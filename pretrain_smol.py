@@ -73,7 +73,7 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
     quiet_known_warnings()
     # Below here torch and Megatron-Core load, which takes seconds; a faulty configuration has already been refused.
     from smol_train.callbacks.alerts import Alerts
-    from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.checkpointing import Checkpointing, SaveCosts
     from smol_train.callbacks.devices import DeviceMetrics
     from smol_train.callbacks.evaluation import HeldOutEvaluation
     from smol_train.callbacks.metrics import MetricsWriter
@@ -102,9 +102,9 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
         alerts = stack.enter_context(Alerts(config.alerts, run, ranks.is_main))
         watchdog = stack.enter_context(Watchdog(config.watchdog, run, ranks, alerts))
         devices = DeviceMetrics()
+        checkpointing = Checkpointing(alerts)
         callbacks = [
             watchdog,
-            alerts,
             StopOnSignal(),
             TriggerFiles(),
             SpikeReports(alerts),
@@ -113,12 +113,14 @@ def train(config_path: str, overrides: Sequence[str]) -> int:
             ParameterNorms(),
             devices,
             RankReport(config.logging, alerts, devices),
+            SaveCosts(checkpointing),
             MetricsWriter(),
             Tracker(config.logging),
             PrometheusFile(config.logging.prometheus_file),
             Progress(),
-            Checkpointing(),
+            checkpointing,
             Profiling(config.profiling, ranks),
+            alerts,
         ]
         return Trainer(config, ranks, callbacks).fit()
 

@@ -16,8 +16,7 @@ distributed have the second alone, and it costs them no gathering: their states 
 """
 
 import importlib.metadata
-import shutil
-from collections.abc import Callable
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,25 @@ import yaml
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy, get_default_save_sharded_strategy
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.metadata import Metadata
 
 from smol_config import to_yaml
 from smol_model.config import ModelConfig
 from smol_model.spec import SmolGPT, resolve_backend
 from smol_train.checkpoint_folder import (
-    MARKER,
     RUN_YAML,
     STATE,
     CheckpointError,
@@ -52,9 +57,13 @@ from smol_train.checkpoint_folder import (
     read_state,
     state_text,
 )
+from smol_train.checkpoint_writer import Save, SharePlan, make_partial
 from smol_train.config import RunConfig
 from smol_train.model import gathered_parameters, unwrap
 from smol_train.optim import METADATA
+
+FILES_PER_RANK = 2
+"""Written at the same time."""
 
 # --- saving ----------------------------------------------------------------------------------------------------------------
 
@@ -66,63 +75,46 @@ def save(
     optimizer: MegatronOptimizer,
     state: TrainState,
     form: OptimizerForm,
-    schedule: Callable[[AsyncRequest], None] | None = None,
-) -> Path:
-    """Save `run/iter_N`; called on all ranks. With `schedule` the files are written in the background, by the request that
-    it is given, and the marker follows when the request is finalised. Returns the folder."""
+) -> Save:
+    """Begin to save `run/iter_N`; called on all ranks. Training may go on at once; the checkpoint is whole after the
+    returned save's `finish()`. Both raise SaveError, on all ranks, when it cannot be written."""
     state = _stamped(state, form, config)
     metadata = _metadata(form)
     with gathered_parameters(chunks):
         weights = _sharded_weights(chunks, metadata)
         tensors = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=metadata)}
-        return _write(run / folder_name(state.step), tensors, state, to_yaml(config), form, schedule)
+        return _begin(run / folder_name(state.step), tensors, state, to_yaml(config), form)
 
 
 def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any]) -> Path:
     """Save weights that no trainer made (from-hf), at `folder`; called in a started process group."""
     state = TrainState(reason="converted weights", versions=_versions())
-    return _write(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None, None)
+    return _begin(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None).finish().folder
 
 
-def _write(
-    folder: Path,
-    tensors: dict[str, Any],
-    state: TrainState,
-    run_yaml: str,
-    form: OptimizerForm | None,
-    schedule: Callable[[AsyncRequest], None] | None,
-) -> Path:
-    is_main = torch.distributed.get_rank() == 0
-    if is_main:
-        if folder.exists():  # an attempt that did not finish, or one that a resumed run replaces
-            (folder / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-    torch.distributed.barrier()
-    request = dist_checkpointing.save(
-        tensors,
-        str(folder),
-        FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _replicas()),
-        async_sharded_save=schedule is not None,
-        content_metadata={"distrib_optim_sharding_type": form, **METADATA},
-    )
-    if is_main:
-        (folder / RUN_YAML).write_text(run_yaml, encoding="utf8")
-        (folder / STATE).write_text(state_text(state), encoding="utf8")
+def _begin(folder: Path, tensors: dict[str, Any], state: TrainState, run_yaml: str, form: OptimizerForm | None) -> Save:
+    tensors["content_metadata"] = {"distrib_optim_sharding_type": form, **METADATA}
+    partial = make_partial(folder)
+    sharded, common = save_preprocess(tensors)
+    FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _replicas()).apply_saving_parallelization(sharded)
+    plan, metadata = _plan(sharded, partial)
+    small_files = {RUN_YAML: run_yaml.encode(), STATE: state_text(state).encode(), "common.pt": _serialised(common)}
+    return Save(folder, plan, metadata, small_files, state.step)
 
-    def mark() -> None:
-        if is_main:
-            partial = folder / f"{MARKER}.partial"
-            partial.write_text(f"{state.step}\n", encoding="utf8")
-            partial.rename(folder / MARKER)
-        torch.distributed.barrier()
 
-    if schedule is None:
-        mark()
-    else:
-        request.finalize_fns.append(mark)
-        schedule(request)
-    return folder
+def _plan(sharded: ShardedStateDict, folder: Path) -> tuple[SharePlan, Metadata | None]:
+    """This rank's files, and on the main rank the whole plan: TorchDistSaveShardedStrategy.async_save up to its writer."""
+    flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+    share = SharePlan(str(folder), thread_count=FILES_PER_RANK)
+    planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
+    (_, metadata, _), *_ = save_state_dict_async_plan(mcore_to_pyt_state_dict(flat, False), share, planner=planner)
+    return share, metadata
+
+
+def _serialised(common: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(common, buffer)
+    return buffer.getvalue()
 
 
 def _stamped(state: TrainState, form: OptimizerForm, config: RunConfig) -> TrainState:

@@ -3,6 +3,7 @@
     RUN/iter_0001000             whole: it holds COMPLETE, the marker, which lists its files
     RUN/iter_0001000/PIN         made by you (`touch`): this one is kept for good
     RUN/iter_0002000.partial     being saved, or left behind by a save or a removal that was killed
+    RUN/iter_0002000.replaced    one that a later save of the same step took the name of; goes at once
     RUN/iter_0002000.damaged     found damaged when the run was resumed, set aside
 
 A folder gets its name when it is whole, by a rename; the marker inside makes sure of folders that were copied. Nothing here
@@ -27,7 +28,7 @@ STATE = "state.json"
 RUN_YAML = "run.yaml"
 
 OptimizerForm = Literal["dp_reshardable", "fully_reshardable"]
-Aside = Literal["partial", "damaged"]
+Aside = Literal["partial", "replaced", "damaged"]
 """Endings of folders that are no checkpoints."""
 
 
@@ -132,7 +133,7 @@ def _is_kept_for_good(folder: Path, keep_every_steps: int | None) -> bool:
 
 def remove_partial(run: Path) -> list[Path]:
     """Delete what saves and removals that were killed left behind; returns it. Called while none is under way."""
-    left = sorted(run.glob("iter_*.partial"))
+    left = sorted([*run.glob("iter_*.partial"), *run.glob("iter_*.replaced")])
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return left
@@ -196,8 +197,8 @@ def state_text(state: TrainState) -> str:
 
 
 def free_bytes(run: Path) -> int:
-    """What a user without privileges may still write into the folder; quotas are not seen."""
-    return shutil.disk_usage(run).free
+    """What a user without privileges may still write into the folder, which need not exist yet; quotas are not seen."""
+    return shutil.disk_usage(next(path for path in (run, *run.absolute().parents) if path.exists())).free
 
 
 def remove_quietly(folder: Path) -> None:

@@ -61,6 +61,8 @@ class Trainer:
         self.reduction = ReductionClock(self.chunks[0].config, ranks.device)
         self.optimizer = build_optimizer(config, self.chunks)
         self.state, history = self._restore()
+        self.saved_step = self.state.step
+        """Step from which the run would go on if it were started again."""
         self._open_data(history)
         self.monitor = SpikeMonitor(**self.state.monitor)
         self.verdict = Verdict()

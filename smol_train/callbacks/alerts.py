@@ -86,9 +86,11 @@ class Alerts(Callback):
         self.alert("resumed" if step else "started", f"step {step:,} of {total:,} on {ranks} ranks")
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        step, total = trainer.state.step, trainer.total_steps
+        """Told last, when it is known whether the last step is saved."""
+        step, total, saved = trainer.state.step, trainer.total_steps, trainer.saved_step
         if trainer.exit_code:
-            self.alert("stopped", f"at step {step:,} of {total:,}, saved; exit code {trainer.exit_code}")
+            how = "saved" if saved == step else f"saved up to step {saved:,} only"
+            self.alert("stopped", f"at step {step:,} of {total:,}, {how}; exit code {trainer.exit_code}")
         else:
             self.alert("done", f"{total:,} steps, {trainer.state.tokens:,} tokens")
 

@@ -1,15 +1,30 @@
-"""When a checkpoint is saved, in which form, and which older ones go."""
+"""When a checkpoint is saved, in which form, which older ones go, and what happens when it cannot be saved.
+
+A save that fails, or for which there is no room, ends no run: it is told, and the next one is tried when it is due. Only at
+the end does it count: a run whose last step is not saved exits 85, to train the steps since its newest checkpoint again.
+"""
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from smol_train import checkpoint
+from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
-from smol_train.checkpoint_folder import MARKER, folder_name, remove_old
+from smol_train.checkpoint_folder import (
+    bytes_on_disk,
+    folder_name,
+    free_bytes,
+    remove_old,
+    remove_partial,
+    whole_checkpoints,
+)
+from smol_train.checkpoint_writer import Save, SaveError
+from smol_train.memory import checkpoint_cost
+from smol_train.sections.watch import AlertEvent
+from smol_train.trainer import REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.rollback import Rollback
@@ -17,24 +32,35 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
+ROOM = 1.05
+"""Free space asked for, over the size of a checkpoint: logs and metrics grow too."""
+
 
 class Checkpointing(Callback):
     """Saves every so many steps or minutes, at a stage's end, on request, when a stop was requested and at the run's end."""
 
-    def __init__(self) -> None:
-        # A forked writer sees memory as it was at the fork: later steps cannot tear a save. (Megatron-Core's persistent
-        # writer is a spawned process, which on a host without CUDA shares the tensors it is writing.)
-        self.queue = AsyncCallsQueue(persistent=False)
-        self.last_step = 0
+    def __init__(self, alerts: Alerts | None = None) -> None:
+        self.alerts = alerts
+        self.costs: Metrics = {}
+        """Of the saves that ended since they were last taken; see SaveCosts."""
+        self.saving: Save | None = None
+        self.pause_seconds = 0.0
         self.last_time = 0.0
+        self.bytes = 0
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        self.last_step, self.last_time = trainer.state.step, time.monotonic()
+        self.last_time = time.monotonic()
+        if trainer.ranks.is_main:
+            self._remove_partial(trainer)
+            whole = whole_checkpoints(trainer.output_dir)
+            cost = checkpoint_cost(trainer.config, trainer.config.model.parameters)
+            self.bytes = bytes_on_disk(whole[-1]) if whole else cost.disk_bytes
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
-        started = time.perf_counter()
-        if self.queue.maybe_finalize_async_calls():
-            self._remove_old(trainer)
+        if self.saving and self.saving.is_written():
+            self._finish(trainer)
         settings, step = trainer.config.checkpoint, trainer.state.step
         if trainer.at_stage_end:
             self._save(trainer, f"end of stage {trainer.stage}", periodic=False)
@@ -44,54 +70,126 @@ class Checkpointing(Callback):
             self._save(trainer, "save requested", periodic=False)
         elif step % settings.every_steps == 0 or self._minutes_are_up(trainer):
             self._save(trainer, "periodic", periodic=True)
-        if self.last_step == step:
-            metrics["perf/checkpoint_pause_seconds"] = time.perf_counter() - started
 
     def on_rollback(self, trainer: "Trainer", rollback: "Rollback") -> None:
-        self.queue.maybe_finalize_async_calls(blocking=True)  # what is being written may be deleted now
+        self._finish(trainer)  # what is being written may be deleted now
 
     def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
-        self.last_step, self.last_time = trainer.state.step, time.monotonic()
+        trainer.saved_step, self.last_time = trainer.state.step, time.monotonic()
 
     def on_fit_end(self, trainer: "Trainer") -> None:
-        self.queue.maybe_finalize_async_calls(blocking=True)
-        self._remove_old(trainer)
+        self._finish(trainer)
+        step, saved = trainer.state.step, trainer.saved_step
+        if saved != step:
+            trainer.exit_code = max(trainer.exit_code, REQUEUE)
+            what = f"step {step} is NOT saved: started again, the run goes on from step {saved} and trains {step - saved} again"
+            self._tell(trainer, "save_failed", f"{what}; exit code {trainer.exit_code}")
+
+    def close(self) -> None:
+        if self.saving:
+            self.saving.abandon()
+
+    # --- one save ------------------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: "Trainer", reason: str, periodic: bool) -> None:
+        self._finish(trainer)  # one at a time: a second would double the memory held
+        started = self.last_time = time.monotonic()
+        if shortage := self._shortage(trainer):
+            self._tell(trainer, "disk_low", shortage)
+            return
         config = trainer.config
         # See smol_train/checkpoint.py on fp32; optimizers that are not distributed have one form, which is cheap.
         cheap = periodic and config.train.precision == "bf16" and config.optim.distributed
-        self.queue.maybe_finalize_async_calls(blocking=True)  # one at a time: a second would double the memory held
-        folder = checkpoint.save(
-            trainer.output_dir,
-            config,
-            trainer.chunks,
-            trainer.optimizer,
-            trainer.snapshot(reason),
-            "dp_reshardable" if cheap else "fully_reshardable",
-            self.queue.schedule_async_request if config.checkpoint.async_save else None,
-        )
-        self.last_step, self.last_time = trainer.state.step, time.monotonic()
-        logger.info(
-            "checkpoint %s: %s%s", folder, reason, ", written in the background" if config.checkpoint.async_save else ""
-        )
+        form: checkpoint.OptimizerForm = "dp_reshardable" if cheap else "fully_reshardable"
+        try:
+            self.saving = checkpoint.save(
+                trainer.output_dir, config, trainer.chunks, trainer.optimizer, trainer.snapshot(reason), form
+            )
+        except SaveError as error:
+            self._tell(trainer, "save_failed", str(error))
+            return
+        self.pause_seconds = time.monotonic() - started
         if not config.checkpoint.async_save:
-            self._remove_old(trainer)
+            self._finish(trainer)
+
+    def _finish(self, trainer: "Trainer") -> None:
+        """Make the save that is under way whole, if there is one; waits for its writers."""
+        if not self.saving:
+            return
+        started = time.monotonic()
+        try:
+            saved = self.saving.finish()
+        except SaveError as error:
+            self._tell(trainer, "save_failed", str(error))
+            return
+        finally:
+            step, self.saving = self.saving.step, None
+        self.pause_seconds += time.monotonic() - started
+        trainer.saved_step, self.bytes = step, saved.bytes
+        self.costs = {
+            "perf/checkpoint_pause_seconds": self.pause_seconds,
+            "checkpoint/write_seconds": saved.write_seconds,
+            "checkpoint/bytes": float(saved.bytes),
+        }
+        logger.info(
+            "checkpoint %s is whole: %.2f GB; training paused for %.1f s, writing took %.1f s%s",
+            saved.folder,
+            saved.bytes / 1e9,
+            self.pause_seconds,
+            saved.write_seconds,
+            " in the background" if trainer.config.checkpoint.async_save else "",
+        )
+        if trainer.ranks.is_main:
+            self._remove_partial(trainer)
+            settings = trainer.config.checkpoint
+            for folder in remove_old(trainer.output_dir, saved.folder, settings.keep_last, settings.keep_every_steps):
+                logger.info("checkpoint %s removed: newer ones are whole", folder)
 
     def _minutes_are_up(self, trainer: "Trainer") -> bool:
-        """By the main rank's clock, told to all."""
+        """By the main rank's clock, which is monotonic: a clock that is set harms nothing."""
         minutes = trainer.config.checkpoint.every_minutes
-        if minutes is None:
-            return False
-        up = torch.tensor([time.monotonic() - self.last_time > 60 * minutes], dtype=torch.int, device=trainer.ranks.device)
-        torch.distributed.broadcast(up, src=0)
-        return bool(up)
+        return minutes is not None and bool(_of_main(time.monotonic() - self.last_time > 60 * minutes))
 
-    def _remove_old(self, trainer: "Trainer") -> None:
-        settings = trainer.config.checkpoint
+    def _shortage(self, trainer: "Trainer") -> str | None:
+        """Why there is no room for another checkpoint; the same on all ranks."""
+        shortage = None
         if trainer.ranks.is_main:
-            newest = trainer.output_dir / folder_name(self.last_step)
-            if not (newest / MARKER).exists():
-                return
-            for folder in remove_old(trainer.output_dir, newest, settings.keep_last, settings.keep_every_steps):
-                logger.info("checkpoint %s removed: newer ones are whole", folder)
+            free, needed = free_bytes(trainer.output_dir), ROOM * self.bytes
+            if free < needed:
+                shortage = (
+                    f"checkpoint {trainer.output_dir / folder_name(trainer.state.step)} is not saved: it needs "
+                    f"{needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room"
+                )
+        return _of_main(shortage)
+
+    def _tell(self, trainer: "Trainer", event: AlertEvent, text: str) -> None:
+        if trainer.ranks.is_main:
+            logger.error("%s", text)
+        if self.alerts:
+            self.alerts.alert(event, text)
+
+    def _remove_partial(self, trainer: "Trainer") -> None:
+        for folder in remove_partial(trainer.output_dir):
+            logger.info("%s removed: what a save or a removal that was ended left behind", folder)
+
+
+class SaveCosts(Callback):
+    """Puts what a save cost into the metrics of the step after it.
+
+    Stands before MetricsWriter, and Checkpointing after it: a step's line must be on disk before the step is saved, or a
+    run that is killed in between would go on without it.
+    """
+
+    def __init__(self, checkpointing: Checkpointing) -> None:
+        self.checkpointing = checkpointing
+
+    def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
+        metrics.update(self.checkpointing.costs)
+        self.checkpointing.costs = {}
+
+
+def _of_main(value: Value) -> Value:
+    """The main rank's value on all ranks."""
+    told = [value]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]

@@ -1,9 +1,14 @@
-"""Every scalar to metrics.jsonl and TensorBoard, under the same name, with step and tokens. Nothing is scraped from logs."""
+"""Every scalar to metrics.jsonl and TensorBoard, under the same name, with step and tokens. Nothing is scraped from logs.
 
+A disk that is full or read-only ends no run: lines wait until they can be written, TensorBoard misses those steps.
+"""
+
+import contextlib
 import json
+import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -15,9 +20,11 @@ if TYPE_CHECKING:
     from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 METRICS_NAME = "metrics.jsonl"
 
-OCCASIONAL = ("eval/", "ranks/", "data/", "train/parameter_norm/")
+OCCASIONAL = ("eval/", "checkpoint/", "ranks/", "data/", "train/parameter_norm/")
 """How the names of metrics begin that only some steps have."""
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
@@ -28,7 +35,7 @@ class MetricsWriter(Callback):
     """Writes one line a step on the main rank; steps that are trained again after a resume replace the lost attempt's."""
 
     def __init__(self) -> None:
-        self.file: TextIO | None = None
+        self.file: LineFile | None = None
         self.board: SummaryWriter | None = None
 
     def on_fit_start(self, trainer: "Trainer") -> None:
@@ -44,7 +51,7 @@ class MetricsWriter(Callback):
         path = trainer.output_dir / METRICS_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         keep_until(path, trainer.state.step)
-        self.file = path.open("a", encoding="utf8")
+        self.file = LineFile(path)
         self.board = SummaryWriter(str(trainer.output_dir / "tensorboard"), purge_step=trainer.state.step + 1)
         self.board.add_custom_scalars(LAYOUT)
 
@@ -56,20 +63,53 @@ class MetricsWriter(Callback):
             metrics["perf/model_flops_utilization"] = flops / (peak * 1e12)
         if trainer.ranks.device.type == "cuda":
             metrics["device/peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if self.file and self.board and is_written(trainer, metrics):
+        if self.file and is_written(trainer, metrics):
             step = trainer.state.step
             numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
             line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **numbers}
-            self.file.write(json.dumps(line) + "\n")
-            self.file.flush()
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, step)
+            self.file.write(json.dumps(line))
+            self._draw(trainer, metrics)
 
     def close(self) -> None:
         if self.file:
             self.file.close()
         if self.board:
             self.board.close()
+
+    def _draw(self, trainer: "Trainer", metrics: Metrics) -> None:
+        step = trainer.state.step
+        try:
+            if self.board is None:
+                self.board = SummaryWriter(str(trainer.output_dir / "tensorboard"))
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:  # of its background thread, after which the writer is of no use
+            logger.warning("TensorBoard misses step %d (%s); %s has it", step, error.strerror, METRICS_NAME)
+            self.board = None
+
+
+class LineFile:
+    """Lines appended to a file, each on disk or not at all; those that the disk refuses are written with the next."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.waiting = path, b""
+        self.file = path.open("ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        self.waiting += line.encode() + b"\n"
+        end = self.file.seek(0, 2)
+        left = self.waiting
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+            self.waiting = b""
+        except OSError as error:
+            logger.warning("%s cannot be written (%s): its lines wait", self.path, error.strerror)
+            with contextlib.suppress(OSError):
+                self.file.truncate(end)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def is_written(trainer: "Trainer", metrics: Metrics) -> bool:

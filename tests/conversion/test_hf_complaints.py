@@ -15,6 +15,16 @@ def change_run(checkpoint: Path, section: str, **changes: Any) -> None:
     mapping = yaml.safe_load((checkpoint / "run.yaml").read_text())
     mapping[section] = {name: value for name, value in (mapping[section] | changes).items() if value is not None}
     (checkpoint / "run.yaml").write_text(yaml.safe_dump(mapping))
+    unlist(checkpoint)
+
+
+def unlist(checkpoint: Path) -> None:
+    """Leave the marker of checkpoints from before files were listed: damage is met where it is read."""
+    (checkpoint / "COMPLETE").write_text("0\n")
+
+
+def without_metadata(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").unlink()
 
 
 def damage(checkpoint: Path) -> None:
@@ -38,8 +48,10 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     ),
     "no length": (lambda c: change_run(c, "data", sequence_length=None), [], "data.sequence_length is None"),
     "no tokenizer": (lambda c: change_run(c, "data", tokenizer=None), [], "names no data.tokenizer"),
-    "no metadata": (lambda c: (c / ".metadata").unlink(), [], "has no readable .metadata"),
-    "damaged": (damage, [], "cannot be read (EOFError)"),
+    "no metadata": (without_metadata, [], "is damaged (.metadata cannot be read: No such file"),
+    "damaged": (damage, [], ".distcp has"),
+    "no metadata, unlisted": (lambda c: (without_metadata(c), unlist(c)), [], "has no readable .metadata"),
+    "damaged, unlisted": (lambda c: (damage(c), unlist(c)), [], "cannot be read (EOFError)"),
     "shard size": (lambda c: None, ["--shard-size", "big"], "--shard-size 'big' is not a size"),
     "text": (lambda c: None, ["--text", "nowhere.txt"], "--text nowhere.txt is not a file"),
     "yarn": (lambda c: None, ["--yarn", "0.5"], "--yarn 0.5 must be 1 (off) or above"),

@@ -182,8 +182,8 @@ def exchange_optimizer(folder: Path, saved_by: str, precision: Any) -> dict[str,
             [moment.normal_() for moment in moments.values()]
         for group in optimizer.param_groups:
             group["step"] = 3
-        saved = checkpoint.save(folder, configs[saved_by], chunks, optimizer, TrainState(step=3), "fully_reshardable")
-        checkpoint.load(saved, configs[loaded_by], *objects[loaded_by], with_optimizer=True)
+        save = checkpoint.save(folder, configs[saved_by], chunks, optimizer, TrainState(step=3), "fully_reshardable")
+        checkpoint.load(save.finish().folder, configs[loaded_by], *objects[loaded_by], with_optimizer=True)
         one, other = tensors(state(saved_by)), tensors(state(loaded_by))
         return {
             "keys": sorted(one),
