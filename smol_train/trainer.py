@@ -9,8 +9,8 @@ update. A spike's update is left out; a persistent one takes the run back to an 
 
 import itertools
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +22,20 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from smol_data.batch import PackedBatch
 from smol_data.loader import TrainLoader
 from smol_data.order import check_fingerprint, fingerprint, history_of
-from smol_data.schedule import Segment, batch_at, resolve_segments, total_steps
+from smol_data.schedule import batch_at, resolve_segments, total_steps
 from smol_train import checkpoint
+from smol_train.batches import Batches
 from smol_train.callbacks.base import Callback, Metrics
-from smol_train.checkpoint_folder import TrainState, set_aside
-from smol_train.checkpoint_integrity import find, newest_good
+from smol_train.checkpoint_folder import TrainState
 from smol_train.config import RunConfig
 from smol_train.model import build_chunks, gathered_parameters
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
 from smol_train.reduction_clock import ReductionClock
+from smol_train.rerun import SuspectedDevice, examine
+from smol_train.restore import restore
 from smol_train.rollback import choose, enact, rollbacks_in_a_row
 from smol_train.schedule import learning_rate
-from smol_train.sections.run import StartFromConfig
-from smol_train.sections.watch import AlertEvent
 from smol_train.spikes import SpikeMonitor, Verdict
 from smol_train.step import forward_step, sums_by_dataset
 
@@ -55,15 +55,13 @@ class Trainer:
     def __init__(self, config: RunConfig, ranks: Ranks, callbacks: Sequence[Callback] = ()) -> None:
         self.config, self.ranks, self.callbacks = config, ranks, callbacks
         self.output_dir = Path(config.train.output_dir)
-        self.notes: list[tuple[AlertEvent, str]] = []
-        """What happened before the callbacks were told anything, for Alerts."""
         self.chunks = build_chunks(config)
         self.reduction = ReductionClock(self.chunks[0].config, ranks.device)
         self.optimizer = build_optimizer(config, self.chunks)
-        self.state, history = self._restore()
+        self.state, self.damage = restore(config, self.chunks, self.optimizer)
         self.saved_step = self.state.step
         """Step from which the run would go on if it were started again."""
-        self._open_data(history)
+        self._open_data()
         self.monitor = SpikeMonitor(**self.state.monitor)
         self.verdict = Verdict()
         """On the last step done."""
@@ -78,12 +76,16 @@ class Trainer:
             self._tell("on_fit_start", self)
             if self.state.step >= self.total_steps:
                 logger.info("nothing left to train: the run is complete at step %d", self.state.step)
-            while self.state.step < self.total_steps and self.exit_code == DONE:
-                self._tell("on_step_start", self)
-                metrics = self._train_step()
-                self._tell("on_step_end", self, metrics)
-                if self.verdict.roll_back and self.exit_code == DONE:
-                    self._roll_back()
+            try:
+                while self.state.step < self.total_steps and self.exit_code == DONE:
+                    self._tell("on_step_start", self)
+                    metrics = self._train_step()
+                    self._tell("on_step_end", self, metrics)
+                    if self.verdict.roll_back and self.exit_code == DONE:
+                        self._roll_back()
+            except SuspectedDevice as suspected:
+                self.exit_code = REQUEUE
+                self._tell("on_suspected_device", self, suspected)
             self._tell("on_fit_end", self)
         finally:
             self._tell("close")
@@ -126,6 +128,10 @@ class Trainer:
         self._synchronize()
         passed = time.perf_counter()
         loss, targets, grad_norm, losses = self._reduce(reports, gradient_norm(self.optimizer))
+        if not math.isfinite(loss + grad_norm) and not self.monitor.spiking:  # once in a row: it costs a step
+            finding = examine(self, reports)
+            if not finding.reproducible:
+                raise SuspectedDevice(finding, self.state.step)
         self.verdict = self.monitor.judge(self.config.spikes, batch.stage, self.state.step, loss, grad_norm)
         if self.verdict.update:
             update(self.optimizer, grad_norm, self._clip())
@@ -240,8 +246,8 @@ class Trainer:
         torch.distributed.barrier()
         self.loader.close()
         with gathered_parameters(self.chunks):  # a gather that is still due would put the spike's weights back
-            self.state = self._load(rollback.checkpoint, with_optimizer=True)
-        self._open_data(history_of(self.state.data))
+            self.state = checkpoint.load(rollback.checkpoint, self.config, self.chunks, self.optimizer, with_optimizer=True)
+        self._open_data()
         self.monitor, self.verdict = SpikeMonitor(**self.state.monitor), Verdict()
         self._tell("on_rolled_back", self, rollback)
 
@@ -253,64 +259,34 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, hook)(*arguments)
 
-    # --- where the run starts ------------------------------------------------------------------------------------------------
+    # --- data ----------------------------------------------------------------------------------------------------------------
 
-    def _restore(self) -> tuple[TrainState, list[Segment]]:
-        """The state to go on from, and the data consumed so far."""
-        if good := newest_good(self.output_dir, self.config.checkpoint.verify, damaged=self._set_aside):
-            state = self._load(good, with_optimizer=True)
-            logger.info("resumed from %s: step %d", good, state.step)
-        elif self.config.start_from:
-            state = self._start_from(self.config.start_from)
-        else:
-            state = TrainState()
-        return state, history_of(state.data) if state.data else []
-
-    def _set_aside(self, folder: Path, fault: str) -> None:
-        """Take a damaged checkpoint of this run out of the way of later saves, and of the rule that keeps the newest."""
-        text = f"checkpoint {folder} is damaged ({fault}): going on from an earlier one"
-        self.notes.append(("damaged_checkpoint", text))
-        if self.ranks.is_main:
-            logger.warning("%s", text)
-            try:
-                set_aside(folder, "damaged")
-            except OSError as error:
-                logger.warning("it cannot be renamed (%s) and stays where it is", error.strerror)
-
-    def _start_from(self, start: StartFromConfig) -> TrainState:
-        folder = find(start.checkpoint, self.config.checkpoint.verify)
-        state = self._load(folder, with_optimizer=start.optimizer)
-        logger.info(
-            "started from %s: weights%s%s",
-            folder,
-            ", optimizer" if start.optimizer else "",
-            f", data position (step {state.step})" if start.data_position else "",
-        )
-        return state if start.data_position else TrainState()
-
-    def _load(self, folder: Path, with_optimizer: bool) -> TrainState:
-        return checkpoint.load(folder, self.config, self.chunks, self.optimizer, with_optimizer)
-
-    def _open_data(self, history: list[Segment]) -> None:
-        """The batches from the present step on; `history` is the data consumed before it."""
-        data, train, ranks = self.config.data, self.config.train, self.ranks
+    def _open_data(self) -> None:
+        """The batches from the present step on."""
+        data, train = self.config.data, self.config.train
+        history = history_of(self.state.data) if self.state.data else []
         skips = [*data.skip_samples, *self.state.skips]
         self.segments = resolve_segments(data.stages, data.sequence_length, train.batch_sizes, skips, history)
         self.total_steps = total_steps(self.segments)
-        self.loader = TrainLoader(
-            data,
+        self.loader = self.open_loader(self.state.step)
+        self._check_data()
+        self.batches = Batches(self.loader)
+
+    def open_loader(self, step: int) -> TrainLoader:
+        """This rank's micro-batches from the given step on."""
+        config, ranks = self.config, self.ranks
+        return TrainLoader(
+            config.data,
             self.segments,
-            micro_batch_size=train.micro_batch_size,
+            micro_batch_size=config.train.micro_batch_size,
             rank=ranks.data_parallel_rank,
             world_size=ranks.data_parallel_size,
             device=ranks.device,
-            start_step=self.state.step,
-            vocab_size=self.config.model.vocab_size,
+            start_step=step,
+            vocab_size=config.model.vocab_size,
             context=ranks.context,
-            group=self.config.parallel.micro_batch_group,
+            group=config.parallel.micro_batch_group,
         )
-        self._check_data()
-        self.batches = _TimedIterator(self.loader)
 
     def _check_data(self) -> None:
         if self.state.data:
@@ -321,28 +297,3 @@ class Trainer:
         """Datasets that earlier stages used up are not open any more; their digests come from the checkpoint."""
         digests = {**self.state.data.get("manifests", {}), **self.loader.digests}
         return fingerprint(self.segments, self.state.step, self.config.data.seed, self.config.data.sequence_length, digests)
-
-
-class _TimedIterator:
-    """An iterator that adds up how long it was waited for, and can be looked into ahead."""
-
-    def __init__(self, inner: Iterator[PackedBatch]) -> None:
-        self.inner, self.seconds = inner, 0.0
-        self._ahead: deque[PackedBatch] = deque()
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        return self
-
-    def __next__(self) -> PackedBatch:
-        if self._ahead:
-            return self._ahead.popleft()
-        started = time.perf_counter()
-        batch = next(self.inner)
-        self.seconds += time.perf_counter() - started
-        return batch
-
-    def peek(self, count: int) -> list[PackedBatch]:
-        """The next `count` batches, which stay the next."""
-        while len(self._ahead) < count:
-            self._ahead.append(next(self.inner))
-        return list(self._ahead)[:count]

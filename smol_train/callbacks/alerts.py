@@ -80,8 +80,8 @@ class Alerts(Callback):
             time.sleep(0.02)
 
     def on_fit_start(self, trainer: "Trainer") -> None:
-        for event, text in trainer.notes:
-            self.alert(event, text)
+        for text in trainer.damage:
+            self.alert("damaged_checkpoint", text)
         step, total, ranks = trainer.state.step, trainer.total_steps, trainer.ranks.world_size
         self.alert("resumed" if step else "started", f"step {step:,} of {total:,} on {ranks} ranks")
 

@@ -8,6 +8,7 @@ reached by all ranks.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from smol_train.rerun import SuspectedDevice
     from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
@@ -32,6 +33,9 @@ class Callback:
 
     def on_rolled_back(self, trainer: "Trainer", rollback: "Rollback") -> None:
         """When the trainer has gone back: `trainer.state` is that of the earlier checkpoint."""
+
+    def on_suspected_device(self, trainer: "Trainer", suspected: "SuspectedDevice") -> None:
+        """In place of `on_step_end`, when the step was left because a device may have erred; `on_fit_end` follows."""
 
     def on_fit_end(self, trainer: "Trainer") -> None:
         """After the last step, also when a stop was requested; not after an exception."""

@@ -1,4 +1,5 @@
-"""What is told and kept of spikes: alerts, and RUN/spikes/step_N of every rollback, for a person to look into.
+"""What is told and kept of spikes: alerts, and RUN/spikes/step_N of every rollback, for a person to look into; and of
+devices that are suspected of one, RUN/suspects.jsonl.
 
 step_0001234/steps.json         loss, gradient norm and what became of the update, of the steps up to the rollback
 step_0001234/documents.jsonl    text of the samples passed over, from the first spike's on, as many as spikes.documents says
@@ -6,6 +7,7 @@ step_0001234/documents.jsonl    text of the samples passed over, from the first 
 
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -18,10 +20,12 @@ from smol_data.order import Order
 from smol_data.schedule import batch_at
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
+from smol_train.rerun import SUSPECTS_NAME, record
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from smol_train.rerun import SuspectedDevice
     from smol_train.rollback import Rollback
     from smol_train.trainer import Trainer
 
@@ -53,7 +57,20 @@ class SpikeReports(Callback):
         if verdict.reason:
             logger.warning("step %d: %s; its update is left out", step, verdict.reason)
             if trainer.monitor.spiking == 1:  # once a spike, however long
-                self.alerts.alert("spike", f"step {step:,}: {verdict.reason}; its update is left out")
+                finite = math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["train/grad_norm"])
+                again = "" if finite else ", again when the step was computed again"
+                self.alerts.alert(
+                    "spike" if finite else "nan", f"step {step:,}: {verdict.reason}{again}; its update is left out"
+                )
+
+    def on_suspected_device(self, trainer: "Trainer", suspected: "SuspectedDevice") -> None:
+        if trainer.ranks.is_main:
+            logger.error("%s", suspected)
+            self.alerts.alert("nan", str(suspected))
+            try:
+                record(trainer.output_dir, suspected)
+            except OSError as error:
+                logger.warning("%s cannot be written (%s)", trainer.output_dir / SUSPECTS_NAME, error.strerror)
 
     def on_rollback(self, trainer: "Trainer", rollback: "Rollback") -> None:
         if not trainer.ranks.is_main:

@@ -81,6 +81,7 @@ AlertEvent = Literal[
     "resumed",
     "stalled",
     "spike",
+    "nan",
     "rollback",
     "damaged_checkpoint",
     "save_failed",

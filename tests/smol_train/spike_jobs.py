@@ -1,8 +1,11 @@
 """Jobs for ranks: real training in which the losses of some samples are poisoned, as bad documents would."""
 
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from jobs import Recorder, weight_digests
 from tiny_runs import QUICKSTART
 
@@ -67,8 +70,6 @@ def train_with_poison(
         trainer.gathered_parameters = _die
     try:
         with process_groups(config.parallel, config.train.seed) as ranks:
-            from pathlib import Path
-
             alerts = Alerts(config.alerts, Path(config.train.output_dir), ranks.is_main)
             callbacks = [alerts, watch, SpikeReports(alerts), MetricsWriter(), recorder, Checkpointing()]
             run = trainer.Trainer(config, ranks, callbacks)
@@ -89,3 +90,54 @@ class Death(BaseException):
 
 def _die(model: Any) -> Any:
     raise Death
+
+
+class Fault(Callback):
+    """Makes numbers none on one rank after `step` steps: once, as a device that errs, or whenever it is computed."""
+
+    def __init__(self, rank: int, step: int, where: str, times: int) -> None:
+        self.rank, self.step, self.where, self.left = rank, step, where, times
+        self.active = False
+
+    def on_step_start(self, trainer: Any) -> None:
+        self.active = trainer.ranks.rank == self.rank and trainer.state.step == self.step
+
+    def masked_sum(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def faulty(*arguments: Any) -> Any:
+            *others, losses = arguments
+            if self.active and self.left:
+                self.left -= 1
+                losses = losses * math.nan if self.where == "loss" else _NoNumberBackward.apply(losses)
+            return original(*others, losses)
+
+        return faulty
+
+
+class _NoNumberBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, losses: torch.Tensor) -> torch.Tensor:
+        return losses.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * math.nan
+
+
+def train_with_fault(overrides: Sequence[str], rank: int, at_step: int, where: str, times: int) -> dict[str, Any]:
+    """A run as pretrain_smol.py has it, with a Fault."""
+    from smol_train.callbacks.alerts import Alerts
+    from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.spikes import SpikeReports
+    from smol_train.parallel import process_groups
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    watch, fault, masked_sum = Watch((0, 0), 1.0), Fault(rank, at_step, where, times), step.masked_sum
+    step.masked_sum = fault.masked_sum(masked_sum)
+    try:
+        with process_groups(config.parallel, config.train.seed) as ranks:
+            alerts = Alerts(config.alerts, Path(config.train.output_dir), ranks.is_main)
+            run = trainer.Trainer(config, ranks, [alerts, fault, watch, SpikeReports(alerts), Checkpointing()])
+            start = run.state.step
+            return {"code": run.fit(), "start": start, "steps": watch.steps, "weights": weight_digests(run)}
+    finally:
+        step.masked_sum = masked_sum
