@@ -5,9 +5,10 @@
     forked writers  one for each file: write, fsync, SHA-256. They see memory as it was at the fork: later steps tear nothing
     Save.finish     what was written is gathered; the main rank adds the small files and the marker, and renames the folder
 
-Megatron-Core's plan and file format, not its save(): there one rank writes small files between collectives, and when that
-fails (a full disk) the others wait for ever, as its background process does for a writer that was killed; results travel
-through a manager process, which a SIGTERM to the whole job ends. Here a writer's end closes its pipe, however it came about.
+Megatron-Core's plan and file format, not its save(). There one rank writes small files between collectives: when that fails
+(a full disk), the others wait for ever. Its background process waits for ever for a writer that was killed (seen), and results
+travel through a manager process: a SIGTERM to the whole job ends it, and then one rank raises while the others wait (seen).
+Here a writer's end closes its pipe, however it came about.
 """
 
 import ctypes

@@ -192,6 +192,28 @@ def train_with_a_killed_writer(overrides: Sequence[str], killed_after: int) -> d
         checkpoint_writer._write = write
 
 
+def train_while_the_clock_goes_back(overrides: Sequence[str]) -> list[str]:
+    """A run of one rank whose wall clock loses a day with every step; returns the checkpoints that were saved."""
+    from smol_train.callbacks.checkpointing import Checkpointing
+    from smol_train.callbacks.metrics import MetricsWriter
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    class Set(Callback):
+        def on_step_end(self, trainer: Any, metrics: Metrics) -> None:
+            now = time.time() - 86_400
+            time.time = lambda: now
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    real = time.time
+    try:
+        with process_groups(config.parallel, config.train.seed) as ranks:
+            Trainer(config, ranks, [Set(), MetricsWriter(), Checkpointing()]).fit()
+    finally:
+        time.time = real
+    return sorted(path.name for path in Path(config.train.output_dir).glob("iter_*"))
+
+
 def newest_good_of(run: Path) -> tuple[str | None, list[str]]:
     """What newest_good answers on this rank, and which it passed over."""
     from smol_train.checkpoint_integrity import newest_good

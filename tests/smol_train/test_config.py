@@ -1,6 +1,7 @@
 """Every rule between settings, raised once each with its setting, its values and its remedy."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 
@@ -213,3 +214,21 @@ def test_no_setting_is_null_unless_null_is_its_default() -> None:
         for name, field in section.model_fields.items():
             if type(None) in getattr(field.annotation, "__args__", ()):
                 assert field.default is None, f"{section.__name__}.{name}"
+
+
+def optional_fields(section: type[Section], at: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, default) of every setting that takes null, also of those in lists and optional sections."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if type(None) in kinds:
+            yield f"{at}{name}", field.default
+        for kind in [*kinds, *(inner for outer in kinds for inner in get_args(outer))]:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from optional_fields(kind, f"{at}{name}.")
+
+
+def test_null_is_the_default_of_every_setting_that_takes_it() -> None:
+    """In a file and on the command line null means: as if it were not set."""
+    found = dict(optional_fields(RunConfig))
+    assert {"start_from", "checkpoint.every_minutes", "data.stages.tokens"} <= found.keys()
+    assert {name: default for name, default in found.items() if default is not None} == {}

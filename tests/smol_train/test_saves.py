@@ -95,3 +95,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(
     assert [event for event, _ in again["told"]] == ["damaged_checkpoint", "resumed", "done"] and other["told"] == []
     assert not (run / "iter_0000010.damaged").exists(), "a whole one of its step is there again"
     assert found != ranks.run(save_jobs.newest_good_of, 2, run=run)
+
+
+def test_a_clock_that_goes_back_delays_no_save(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    settings = ["checkpoint.every_minutes=0.0001", "checkpoint.keep_last=99", "data.stages.0.steps=3", "data.stages.1.steps=4"]
+    [saved] = ranks.run(save_jobs.train_while_the_clock_goes_back, 1, overrides=[*overrides, *settings])
+    assert saved == [folder_name(step) for step in range(1, 8)], "six milliseconds are over after each step"
