@@ -121,7 +121,7 @@ def render(found: list[Case], arguments: Sequence[str], gpu: str | None, load_av
             "",
             *_table(found),
             "",
-            *_notes(found[0], gpu),
+            *_notes(gpu, load_average),
             "",
             _image(picture),
             "",
@@ -160,11 +160,14 @@ def _table(found: list[Case]) -> Iterator[str]:
         )
 
 
-def _notes(one: Case, gpu: str | None) -> Iterator[str]:
+def _notes(gpu: str | None, load_average: float) -> Iterator[str]:
     if gpu:
         yield f"Expected: the throughput model's ratio on {gpu} (`smol_train/speed.py`), not a measurement."
         return
-    cores = os.cpu_count()
+    cores = os.cpu_count() or 1
+    if load_average > cores:
+        yield "**The machine was busy: more work waited than it has cores. Ratios whose ranges overlap say nothing.**"
+        yield ""
     yield (
         f"Expected: cores over ranks, where there are more ranks than the {cores} cores, and the pipeline's bubble; no "
         f"traffic, no overhead. {cores} cores say nothing of a cluster: this shows that the layouts run and what a tiny model "

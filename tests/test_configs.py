@@ -9,8 +9,10 @@ import yaml
 import smol_config
 from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
+from smol_train.gpus import GPUS
 from smol_train.plan import plan
 from smol_train.schedule import learning_rate
+from smol_train.speed import step_time
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -61,10 +63,13 @@ def test_every_model_has_the_parameters_that_its_comment_names(path: Path) -> No
 
 
 def test_the_64k_run_needs_the_memory_that_its_comment_names() -> None:
-    path = CONFIGS / "smollm3/long_64k.yaml"
+    path, seconds = CONFIGS / "smollm3/long_64k.yaml", {}
     for recompute, gib in {"full": 17, "selective": 23, "none": 40}.items():
         config = smol_config.load(RunConfig, path, [f"parallel.recompute={recompute}"], keep_unset=True)
         assert round(plan(config, gpus=96).memory["bf16"].total / 2**30) == gib
+        seconds[recompute] = step_time(config, 96, GPUS["h100"]).total
+    slower = {recompute: round(100 * (1 - seconds["none"] / seconds[recompute])) for recompute in seconds}
+    assert slower == {"full": 22, "selective": 6, "none": 0}  # docs/parallelism.md
     assert 'By the plan 17 GiB a GPU; "selective" needs 23 and "none" 40' in path.read_text(encoding="utf8")
 
 

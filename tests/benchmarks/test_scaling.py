@@ -62,6 +62,7 @@ def test_the_table_has_a_line_for_each_layout_with_its_spread(config: RunConfig,
     assert "    python -m benchmarks.scaling --ranks 1 2\n" in text
     assert "| strong | data | 2 | 2 | 160 | 80 (70 to 90) | 80% (70% to 90%) | 100% |" in text
     assert "| weak | data | 2 | 4 | 100 | 50 (40 to 60) | 50% (40% to 60%) | 100% |" in text
+    assert "busy" not in text and "busy" in render(timed, [], None, 99.0, "picture.png")
     draw(timed, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 

@@ -53,6 +53,13 @@ def test_the_short_run_is_the_first_stage_in_the_layout_and_loads(config: RunCon
     assert Path(run.train.output_dir).is_relative_to(tmp_path)
 
 
+def test_a_batch_ramp_and_a_profiled_window_that_lie_later_are_left_out(overrides: list[str], tmp_path: Path) -> None:
+    later = ["data.stages.0.steps=90", "train.batch_ramp=[{until_step: 50, global_batch_size: 4}]", "profiling.steps=[30, 40]"]
+    run = short_run(smol_config.load(RunConfig, QUICKSTART, [*overrides, *later]), LAYOUT, tmp_path)
+    assert run.problems() == []
+    assert [segment.batch_size for segment in run.segments] == [8]
+
+
 def test_the_fastest_measured_stands_first() -> None:
     slow, fast = (Measured(layout=LAYOUT, predicted=5.0, measured=rate) for rate in (10.0, 20.0))
     assert [line.split()[8] for line in render([slow, fast]).splitlines()[1:]] == ["20", "10"]
