@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from smol_train.timing import batches_per_second
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -73,11 +75,8 @@ def main() -> None:
 def _rate(job: Job, batches: Iterator[Any]) -> float:
     for _ in range(4):  # what was prepared before the clock starts
         next(batches)
-    count = job.windows // job.micro_batch
-    started = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    return count * job.micro_batch * job.sequence_length / (time.perf_counter() - started)
+    rate = batches_per_second(batches, job.windows // job.micro_batch)
+    return rate * job.micro_batch * job.sequence_length
 
 
 def _files(job: Job) -> list[Path]:

@@ -12,32 +12,34 @@ from benchmarks.train_step_job import Job, Measurement, serve
 from conversion.weights import weight_table
 from pretrain_smol import quiet_known_warnings
 from smol_config import UserError, load
-from smol_train.callbacks.base import Callback, Metrics
+from smol_train.callbacks.base import Metrics
 from smol_train.callbacks.metrics import MetricsWriter, peak_tflops
 from smol_train.config import RunConfig
+from smol_train.timing import StepTimer
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
 
 
-class Recorder(Callback):
+class Recorder(StepTimer):
     """Takes the timed steps' seconds, last of the callbacks so that theirs are in the wall clock; ends the run."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.result = job, Measurement()
+        super().__init__(job.warmup, job.steps)
+        self.job, self.losses = job, list[float]()
         self.profiler: Any = None
-        self.last = 0.0
 
-    def on_fit_start(self, trainer: "Trainer") -> None:
-        self.last = time.perf_counter()
+    @property
+    def result(self) -> Measurement:
+        result = Measurement(losses=self.losses)
+        for seconds in zip(self.wall, *self.parts.values(), strict=True):
+            result.add(*seconds)
+        return result
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
+        super().on_step_end(trainer, metrics)
         done, job = trainer.state.step, self.job
-        now = time.perf_counter()
-        self.result.losses.append(metrics["train/loss"])
-        if done > job.warmup:
-            parts = [metrics[f"perf/{part}_seconds"] for part in ("data_wait", "forward_backward", "optimizer")]
-            self.result.add(now - self.last, *parts)
+        self.losses.append(metrics["train/loss"])
         if done == job.warmup and job.profile_rows:
             self._start_profiler()
         if done == job.warmup + job.steps - 1:
@@ -79,9 +81,10 @@ def measure(job: Job) -> Measurement:
                 f"{job.config} with train.micro_batch_size={config.train.micro_batch_size} does not fit into the GPU's memory; "
                 f"lower it, or data.sequence_length, or take a smaller model"
             ) from error
-        recorder.result.name = f"this repository, {resolve_backend(config.train.backend)} backend"
-        recorder.result.peak_tflops = peak_tflops(ranks.device, config.logging.peak_tflops)
-        return recorder.result
+        result = recorder.result
+        result.name = f"this repository, {resolve_backend(config.train.backend)} backend"
+        result.peak_tflops = peak_tflops(ranks.device, config.logging.peak_tflops)
+        return result
 
 
 def write_initial_weights(trainer: "Trainer", path: Path) -> None:

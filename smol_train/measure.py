@@ -19,8 +19,7 @@ from smol_config import ConfigError, Section, UserError, load, to_yaml
 from smol_train.config import RunConfig
 from smol_train.gpus import GPUS_PER_NODE
 from smol_train.search import Layout, Search, apply, best_micro_batches
-from smol_train.sections.optim import ScheduleConfig
-from smol_train.sections.watch import ProfilingConfig
+from smol_train.short_run import shortened
 
 STEPS, WARMUP = 20, 5
 LAYOUTS = 3
@@ -49,19 +48,8 @@ def measure(config: RunConfig, found: Search, layouts: int = LAYOUTS) -> list[Me
 
 
 def short_run(config: RunConfig, layout: Layout, folder: Path) -> RunConfig:
-    """`config` laid out as `layout`, STEPS steps of its first stage with the full batch at a constant rate, into `folder`."""
-    laid_out = apply(config, layout)
-    stage = config.data.stages[0].model_copy(update={"steps": STEPS, "tokens": None})
-    return laid_out.model_copy(
-        update={
-            "data": config.data.model_copy(update={"stages": [stage]}),
-            "train": laid_out.train.model_copy(update={"output_dir": str(folder / "run"), "batch_ramp": []}),
-            "optim": config.optim.model_copy(update={"schedule": ScheduleConfig(kind="constant")}),
-            "logging": config.logging.model_copy(update={"every_steps": 1}),
-            "profiling": ProfilingConfig(),
-            "start_from": None,
-        }
-    )
+    """`config` laid out as `layout`, STEPS steps of its first stage with the full batch, into `folder`."""
+    return shortened(apply(config, layout), STEPS, folder / "run")
 
 
 def measure_layout(config: RunConfig, ranks: int, layout: Layout, predicted: float) -> Measured:
