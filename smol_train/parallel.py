@@ -71,14 +71,19 @@ def process_groups(parallel: ParallelConfig, seed: int, timeout: timedelta = TIM
         torch.distributed.destroy_process_group()
 
 
+def launched_as() -> tuple[int, int, int]:
+    """(rank, processes, rank on this host), as torchrun or srun says in the environment; a lone process is 0 of 1."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "MASTER_ADDR" in os.environ else "1"))
+    return rank, world, int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
 def _join_world(timeout: timedelta) -> torch.device:
     """Start the default process group; returns this rank's device."""
     # One hardware queue: a collective started before a GEMM also runs before it, which the overlap of tensor-parallel
     # communication relies on. Read when CUDA starts, so it is set first; SmolLM3's launch script set it too.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "MASTER_ADDR" in os.environ else "1"))
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    rank, world, local = launched_as()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:

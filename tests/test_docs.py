@@ -30,7 +30,7 @@ def test_every_path_in_the_tree_exists() -> None:
             folder = Path(match[1])
             missing += [] if (REPOSITORY / folder).is_dir() else [str(folder)]
         for name in re.findall(r"\b\w+\.(?:py|sh)\b", line):
-            places = (Path(), folder, folder / "callbacks", folder / "sections")
+            places = (Path(), folder, folder / "callbacks", folder / "sections", folder / "selftests")
             missing += [] if any((REPOSITORY / place / name).exists() for place in places) else [f"{folder}: {name}"]
     assert not missing
 

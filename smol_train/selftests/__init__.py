@@ -1,0 +1,1 @@
+"""The checks of `python -m smol_train.selftest`, one a file."""
