@@ -66,7 +66,7 @@ def commands() -> list[str]:
             if "--dry-run" in words:
                 found.add(shlex.join(words))
             elif words[0] == "-m":
-                subcommand = [word for word in words[2:3] if re.fullmatch(r"[a-z-]+", word)]
+                subcommand = [word for word in words[2:3] if re.fullmatch(r"[a-z][a-z-]*", word)]
                 found.add(shlex.join([*words[:2], *subcommand, "--help"]))
     return sorted(found)
 

@@ -200,6 +200,7 @@ def loader_alone(config: RunConfig, start_step: int, steps: int) -> dict[str, An
             start_step=start_step,
             vocab_size=config.model.vocab_size,
             context=ranks.context,
+            group=config.parallel.micro_batch_group,
         )
         try:
             next(loader)
