@@ -4,7 +4,7 @@
     python -m benchmarks.train_step --config configs/smollm3/pretrain.yaml --backend te --synthetic train.global_batch_size=24
     python -m benchmarks.train_step --config configs/quickstart.yaml --profile
 
-One process on one device. Ours is the real Trainer (loader, metrics); the peer is transformers with torch.optim.AdamW on the
+One process on one device. Ours is the real Trainer (loader, telemetry); the peer is transformers with torch.optim.AdamW on the
 same windows from the same initial weights. The sides take turns, every measurement in a fresh process; start-up and
 the first --warmup steps are left out. The table holds medians over the repeats with their range. Nothing is written
 when the two sides' first losses differ: then they do not train the same thing.
@@ -90,7 +90,10 @@ def _overrides(options: argparse.Namespace, folder: Path) -> list[str]:
     ours += [f"train.output_dir={folder / 'run'}"]
     if options.backend:
         ours.append(f"train.backend={options.backend}")
-    overrides = [*options.overrides, *ours]
+    # Telemetry ten times as often as it is by default, so that few steps show what it costs.
+    often = ["logging.ranks_every_steps=10", "logging.parameter_norms_every_steps=10"]
+    often += [f"logging.prometheus_file={folder / 'run' / 'metrics.prom'}"]
+    overrides = [*often, *options.overrides, *ours]
     steps = options.warmup + options.steps
     return with_synthetic_data(options.config, overrides, steps, folder / "tokens") if options.synthetic else overrides
 

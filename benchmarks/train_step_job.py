@@ -40,7 +40,9 @@ class Measurement:
     data_wait: list[float] = dataclasses.field(default_factory=list)
     forward_backward: list[float] = dataclasses.field(default_factory=list)
     optimizer: list[float] = dataclasses.field(default_factory=list)
-    """Clipping included."""
+    """Clipping and the sum of the losses included."""
+    collectives: list[float] = dataclasses.field(default_factory=list)
+    """Gradient reduction, which is part of `forward_backward`, and sum of the losses, part of `optimizer`."""
     name: str = ""
     """Of the library and its settings, for the table."""
     device: str = ""
@@ -52,11 +54,23 @@ class Measurement:
     skipped: str = ""
     """Why nothing was measured."""
 
-    def add(self, wall: float, data_wait: float, forward_backward: float, optimizer: float) -> None:
+    def add(self, wall: float, data_wait: float, forward_backward: float, optimizer: float, collectives: float = 0.0) -> None:
         self.wall.append(wall)
         self.data_wait.append(data_wait)
         self.forward_backward.append(forward_backward)
         self.optimizer.append(optimizer)
+        self.collectives.append(collectives)
+
+    @property
+    def around(self) -> list[float]:
+        """Callbacks and the loop: what no other part names."""
+        parts = zip(self.wall, self.data_wait, self.forward_backward, self.optimizer, strict=True)
+        return [wall - waited - passes - stepped for wall, waited, passes, stepped in parts]
+
+    @property
+    def outside(self) -> float:
+        """Share of the steps spent outside forward, backward and optimizer: data wait, collectives, callbacks, the loop."""
+        return (sum(self.data_wait) + sum(self.collectives) + sum(self.around)) / sum(self.wall)
 
 
 def read(path: Path) -> Measurement:

@@ -1,5 +1,6 @@
-"""Our side of benchmarks.train_step: the real Trainer with its loader and its metrics, nothing evaluated or saved."""
+"""Our side of benchmarks.train_step: the real Trainer with its loader and all its telemetry, nothing evaluated or saved."""
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,16 @@ from benchmarks.train_step_job import Job, Measurement, serve
 from conversion.weights import weight_table
 from pretrain_smol import quiet_known_warnings
 from smol_config import UserError, load
-from smol_train.callbacks.base import Metrics
+from smol_train.callbacks.alerts import Alerts
+from smol_train.callbacks.base import Callback, Metrics
+from smol_train.callbacks.devices import DeviceMetrics
 from smol_train.callbacks.metrics import MetricsWriter, peak_tflops
+from smol_train.callbacks.parameter_norms import ParameterNorms
+from smol_train.callbacks.progress import Progress
+from smol_train.callbacks.prometheus import PrometheusFile
+from smol_train.callbacks.rank_report import RankReport
+from smol_train.callbacks.signals import TriggerFiles
+from smol_train.callbacks.spikes import SpikeReports
 from smol_train.config import RunConfig
 from smol_train.timing import StepTimer
 
@@ -28,18 +37,33 @@ class Recorder(StepTimer):
         super().__init__(job.warmup, job.steps)
         self.job, self.losses = job, list[float]()
         self.profiler: Any = None
+        self.summing, self.collectives = 0.0, list[float]()
 
     @property
     def result(self) -> Measurement:
         result = Measurement(losses=self.losses)
-        for seconds in zip(self.wall, *self.parts.values(), strict=True):
+        for seconds in zip(self.wall, *self.parts.values(), self.collectives, strict=True):
             result.add(*seconds)
         return result
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        sum_over_ranks: Any = trainer.sum_over_ranks
+
+        def timed(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            sums = sum_over_ranks(*arguments)
+            self.summing = time.perf_counter() - started
+            return sums
+
+        trainer.sum_over_ranks = timed  # type: ignore[assignment]
+        super().on_fit_start(trainer)
 
     def on_step_end(self, trainer: "Trainer", metrics: Metrics) -> None:
         super().on_step_end(trainer, metrics)
         done, job = trainer.state.step, self.job
         self.losses.append(metrics["train/loss"])
+        if len(self.wall) > len(self.collectives):
+            self.collectives.append(metrics["perf/reduction_seconds"] + self.summing)
         if done == job.warmup and job.profile_rows:
             self._start_profiler()
         if done == job.warmup + job.steps - 1:
@@ -72,10 +96,11 @@ def measure(job: Job) -> Measurement:
     with process_groups(config.parallel, config.train.seed) as ranks:
         recorder = Recorder(job)
         try:
-            trainer = Trainer(config, ranks, [MetricsWriter(), recorder])
+            trainer = Trainer(config, ranks, [*telemetry(config, ranks.is_main), recorder])
             if job.weights and not Path(job.weights).exists():
                 write_initial_weights(trainer, Path(job.weights))
-            trainer.fit()
+            with contextlib.redirect_stdout(sys.stderr if not job.profile_rows else sys.stdout):  # the lines of Progress
+                trainer.fit()
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{job.config} with train.micro_batch_size={config.train.micro_batch_size} does not fit into the GPU's memory; "
@@ -85,6 +110,21 @@ def measure(job: Job) -> Measurement:
         result.name = f"this repository, {resolve_backend(config.train.backend)} backend"
         result.peak_tflops = peak_tflops(ranks.device, config.logging.peak_tflops)
         return result
+
+
+def telemetry(config: RunConfig, is_main: bool) -> list[Callback]:
+    """What pretrain_smol.py has for looking and telling, in its order."""
+    alerts, devices = Alerts(config.alerts, Path(config.train.output_dir), is_main), DeviceMetrics()
+    return [
+        TriggerFiles(),
+        SpikeReports(alerts),
+        ParameterNorms(),
+        devices,
+        RankReport(config.logging, alerts, devices),
+        MetricsWriter(),
+        PrometheusFile(config.logging.prometheus_file),
+        Progress(),
+    ]
 
 
 def write_initial_weights(trainer: "Trainer", path: Path) -> None:

@@ -39,6 +39,8 @@ def test_table_has_both_sides_and_their_losses_agree(overrides: list[str], tmp_p
         "| data wait, s |",
         "| forward and backward, s |",
         "| optimizer (with clipping), s |",
+        "| callbacks and the loop, s |",
+        "| outside forward, backward, optimizer |",
         "| model FLOPs utilization | peak not known | peak not known |",
         "without document isolation",
     ):

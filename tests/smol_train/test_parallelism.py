@@ -25,6 +25,7 @@ LAYOUTS = {
     "PP2": (2, ["parallel.pipeline=2"]),
     "DP2": (2, []),
     "DP2 with overlap": (2, ["parallel.overlap=true"]),
+    "one process with overlap": (1, ["parallel.overlap=true"]),
     "PP2, interleaved": (2, ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]),
     "PP2, interleaved, x DP2 with overlap": (
         4,
