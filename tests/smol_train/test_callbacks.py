@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jobs
@@ -14,7 +12,6 @@ import torch
 from ranks import Ranks
 
 from smol_train.callbacks.metrics import keep_until, peak_tflops
-from smol_train.trainer import _TimedIterator
 
 
 def test_lines_after_the_resumed_step_are_dropped_and_torn_ones_too(tmp_path: Path) -> None:
@@ -50,19 +47,6 @@ def test_every_step_is_one_line_and_one_tensorboard_point(ranks: Ranks, override
     board.Reload()
     points = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert points == [(line["step"], pytest.approx(line["train/loss"])) for line in lines]
-
-
-def test_a_disk_that_stalls_shows_as_waiting_for_data() -> None:
-    def stalling() -> Iterator[str]:
-        yield "at once"
-        time.sleep(0.2)
-        yield "late"
-
-    batches = _TimedIterator(stalling())  # type: ignore[arg-type]
-    next(batches)
-    before = batches.seconds
-    next(batches)
-    assert batches.seconds - before >= 0.2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
