@@ -11,7 +11,7 @@ from typing import Any
 
 from smol_config import load_mapping, parse
 from smol_data.config import BatchConfig, DataConfig
-from smol_data.schedule import Segment, resolve_segments
+from smol_data.schedule import SampleRange, Segment, resolve_segments
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class DataRun:
     mapping: dict[str, Any]
     """The whole configuration as read, for a command that needs one more key of it."""
 
-    def segments(self, history: Sequence[Segment] = ()) -> list[Segment]:
-        """The run's segments, after `history` when a run has begun."""
-        data = self.data
-        return resolve_segments(data.stages, data.sequence_length, self.batch.batch_sizes, data.skip_samples, history)
+    def segments(self, history: Sequence[Segment] = (), passed_over: Sequence[SampleRange] = ()) -> list[Segment]:
+        """The run's segments; when it has begun, after `history`, and without what its rollbacks have passed over."""
+        data, skips = self.data, [*self.data.skip_samples, *passed_over]
+        return resolve_segments(data.stages, data.sequence_length, self.batch.batch_sizes, skips, history)
 
     def tokens_by_dataset(self) -> dict[str, float]:
         """Tokens that the run reads of each dataset over all its stages; datasets without a share are left out."""

@@ -43,7 +43,8 @@ def load_begun_run(path: Path, overrides: Sequence[str] = ()) -> BegunRun:
             f"--run {path}: {folder} has consumed no data (converted weights?); give --config with the run's configuration"
         )
     data_run = load_data_run(folder / "run.yaml", overrides)
-    return BegunRun(folder, data_run, data_run.segments(history_of(state["data"])), state["data"]["manifests"])
+    passed_over = [(first, end) for first, end in state.get("skips", [])]
+    return BegunRun(folder, data_run, data_run.segments(history_of(state["data"]), passed_over), state["data"]["manifests"])
 
 
 def newest_checkpoint(path: Path) -> Path:

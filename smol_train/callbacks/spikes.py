@@ -1,7 +1,7 @@
 """What is told and kept of spikes: alerts, and RUN/spikes/step_N of every rollback, for a person to look into; and of
 devices that are suspected of one, RUN/suspects.jsonl.
 
-step_0001234/steps.json         loss, gradient norm and what became of the update, of the steps up to the rollback
+step_0001234/steps.json         samples, loss, gradient norm and what became of the update, of the steps up to the rollback
 step_0001234/documents.jsonl    text of the samples passed over, from the first spike's on, as many as spikes.documents says
 """
 
@@ -45,9 +45,11 @@ class SpikeReports(Callback):
         if not trainer.ranks.is_main:
             return
         verdict, step = trainer.verdict, trainer.state.step
+        first, size, _ = batch_at(trainer.segments, step - 1)
         self.steps.append(
             {
                 "step": step,
+                "samples": [first, first + size],
                 "loss": metrics["train/loss"],
                 "grad_norm": metrics["train/grad_norm"],
                 "updated": verdict.update,
