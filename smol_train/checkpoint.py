@@ -145,32 +145,43 @@ def _replicas() -> torch.distributed.ProcessGroup:
 def load(
     folder: Path, config: RunConfig, chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, with_optimizer: bool
 ) -> TrainState:
-    """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit."""
+    """Load a checkpoint into a built model and optimizer, on all ranks; raises CheckpointError when it does not fit.
+
+    Into a new model with model.qk_norm, a checkpoint without it loads too: the norms stay as they were built, all ones.
+    """
     check_whole(folder)
     state = read_state(folder)
-    _check_architecture(folder, config.model)
+    adds_norms = _check_architecture(folder, config.model, with_optimizer)
     _check_length(folder, config)
     if with_optimizer:
         _check_optimizer(folder, state, config)
     metadata = _metadata(state.optimizer if with_optimizer else None)
     weights = _sharded_weights(chunks, metadata)
-    wanted: dict[str, Any] = {"model": weights}
+    wanted: dict[str, Any] = {"model": _without_qk_norms(weights) if adds_norms else weights}
     if with_optimizer:
         wanted["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=True, metadata=metadata)
     loaded = _read(folder, wanted)
     for name, chunk in _named(chunks).items():
-        unwrap(chunk).load_state_dict(loaded["model"][name])
+        unwrap(chunk).load_state_dict(loaded["model"][name], strict=not adds_norms)
     # What was asked for decides, not what came: without tensors asked for, the optimizer's entry holds only its settings.
     if with_optimizer:
         optimizer.load_state_dict(loaded["optimizer"])
     else:
         optimizer.reload_model_params()
-    return state
+    return replace(state, monitor={}) if adds_norms else state  # what was a usual loss is none any more
 
 
 def _sharded_weights(chunks: list[DistributedDataParallel], metadata: dict[str, Any]) -> dict[str, ShardedStateDict]:
     """What the chunks hold, under each tensor's name in the whole model; how it falls into chunks is not stored."""
     return {name: unwrap(chunk).sharded_state_dict(metadata=metadata) for name, chunk in _named(chunks).items()}
+
+
+def _without_qk_norms(weights: dict[str, ShardedStateDict]) -> dict[str, ShardedStateDict]:
+    norms = ("q_layernorm.", "k_layernorm.")
+    return {
+        chunk: {name: tensor for name, tensor in tensors.items() if not any(norm in name for norm in norms)}
+        for chunk, tensors in weights.items()
+    }
 
 
 def _named(chunks: list[DistributedDataParallel]) -> dict[str, DistributedDataParallel]:
@@ -196,14 +207,23 @@ _MAY_CHANGE = {"rope_theta", "z_loss", "init_std", "max_sequence_length"}
 """Settings of the architecture that a later run may change: they decide no tensor."""
 
 
-def _check_architecture(folder: Path, model: ModelConfig) -> None:
+def _check_architecture(folder: Path, model: ModelConfig, with_optimizer: bool) -> bool:
+    """Whether the run adds norms on queries and keys to the checkpoint's model; any other difference raises CheckpointError."""
     stored, now = read_model_config(folder).model_dump(), model.model_dump()
-    differing = [name for name in now if stored[name] != now[name] and name not in _MAY_CHANGE]
+    adds_norms = bool(now["qk_norm"] and not stored["qk_norm"])
+    allowed = _MAY_CHANGE | ({"qk_norm"} if adds_norms else set())
+    differing = [name for name in now if stored[name] != now[name] and name not in allowed]
     if differing:
         listed = "; ".join(f"model.{name}: checkpoint {stored[name]}, config {now[name]}" for name in differing)
         raise CheckpointError(
             f"checkpoint {folder} holds another architecture ({listed}); correct the config or start a new run"
         )
+    if adds_norms and with_optimizer:
+        raise CheckpointError(
+            f"checkpoint {folder} has model.qk_norm=false, and its optimizer holds nothing for the norms that qk_norm=true "
+            f"adds; start a new run with start_from: {{checkpoint: {folder}, optimizer: false}}"
+        )
+    return adds_norms
 
 
 def _check_length(folder: Path, config: RunConfig) -> None:
