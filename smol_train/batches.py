@@ -1,10 +1,30 @@
-"""The loader's micro-batches as the trainer takes them: timed, and with a look ahead."""
+"""A rank's micro-batches as the trainer takes them: the loader for its place, timed, and with a look ahead."""
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from smol_data.batch import PackedBatch
+from smol_data.loader import TrainLoader
+from smol_data.schedule import Segment
+from smol_train.config import RunConfig
+from smol_train.parallel import Ranks
+
+
+def open_loader(config: RunConfig, segments: Sequence[Segment], ranks: Ranks, step: int) -> TrainLoader:
+    """This rank's micro-batches of a run of these segments, from the given step on."""
+    return TrainLoader(
+        config.data,
+        segments,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=ranks.data_parallel_rank,
+        world_size=ranks.data_parallel_size,
+        device=ranks.device,
+        start_step=step,
+        vocab_size=config.model.vocab_size,
+        context=ranks.context,
+        group=config.parallel.micro_batch_group,
+    )
 
 
 class Batches:

@@ -32,6 +32,7 @@ from megatron.core.rerun_state_machine import (
 )
 from torch import Tensor
 
+from smol_train.batches import open_loader
 from smol_train.optim import gradient_norm
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class SuspectedDevice(Exception):
 def examine(trainer: "Trainer", reports: list[Any]) -> Finding:
     """Compute again the step whose forward and backward pass left these reports and the gradients; on all ranks."""
     suspects = _suspects(trainer, reports)
-    loader = trainer.open_loader(trainer.state.step)
+    loader = open_loader(trainer.config, trainer.segments, trainer.ranks, trainer.state.step)
     batches = list(islice(loader, loader.micro_batches(trainer.state.step)))
     initialize_rerun_state_machine(mode=RerunMode.VALIDATE_RESULTS)
     try:

@@ -20,11 +20,10 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from smol_data.batch import PackedBatch
-from smol_data.loader import TrainLoader
 from smol_data.order import check_fingerprint, fingerprint, history_of
 from smol_data.schedule import batch_at, resolve_segments, total_steps
 from smol_train import checkpoint
-from smol_train.batches import Batches
+from smol_train.batches import Batches, open_loader
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import TrainState
 from smol_train.config import RunConfig
@@ -268,25 +267,9 @@ class Trainer:
         skips = [*data.skip_samples, *self.state.skips]
         self.segments = resolve_segments(data.stages, data.sequence_length, train.batch_sizes, skips, history)
         self.total_steps = total_steps(self.segments)
-        self.loader = self.open_loader(self.state.step)
+        self.loader = open_loader(self.config, self.segments, self.ranks, self.state.step)
         self._check_data()
         self.batches = Batches(self.loader)
-
-    def open_loader(self, step: int) -> TrainLoader:
-        """This rank's micro-batches from the given step on."""
-        config, ranks = self.config, self.ranks
-        return TrainLoader(
-            config.data,
-            self.segments,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.data_parallel_rank,
-            world_size=ranks.data_parallel_size,
-            device=ranks.device,
-            start_step=step,
-            vocab_size=config.model.vocab_size,
-            context=ranks.context,
-            group=config.parallel.micro_batch_group,
-        )
 
     def _check_data(self) -> None:
         if self.state.data:

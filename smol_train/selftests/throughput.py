@@ -180,8 +180,8 @@ def loader_alone(config: RunConfig, start_step: int, steps: int) -> dict[str, An
     """A job: this rank's batches of `steps` steps from `start_step` of a run that is long enough, and nothing else."""
     import torch
 
-    from smol_data.loader import TrainLoader
     from smol_data.schedule import resolve_segments
+    from smol_train.batches import open_loader
     from smol_train.parallel import process_groups
 
     stage = config.data.stages[0].model_copy(update={"steps": FAR + WARMUP + steps, "tokens": None})
@@ -190,18 +190,7 @@ def loader_alone(config: RunConfig, start_step: int, steps: int) -> dict[str, An
     with process_groups(config.parallel, train.seed) as ranks:
         torch.distributed.barrier()
         started = time.perf_counter()
-        loader = TrainLoader(
-            data,
-            segments,
-            micro_batch_size=train.micro_batch_size,
-            rank=ranks.data_parallel_rank,
-            world_size=ranks.data_parallel_size,
-            device=ranks.device,
-            start_step=start_step,
-            vocab_size=config.model.vocab_size,
-            context=ranks.context,
-            group=config.parallel.micro_batch_group,
-        )
+        loader = open_loader(config.model_copy(update={"data": data}), segments, ranks, start_step)
         try:
             next(loader)
             first_batch = time.perf_counter() - started
