@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smol_config import UserError, load
+from smol_train.exit_codes import REFUSED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
         print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
-        return 93
+        return REFUSED
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from smol_train.environment_checks import PARTS, Fault, Findings, Found, Part, dotted, faults
+from smol_train.exit_codes import DONE, REFUSED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +29,7 @@ def look() -> Findings:
     parts = {part.name: _look_at(part) for part in PARTS}
     driver, gpus = _nvidia_smi()
     torch: Any = sys.modules.get("torch") if parts["torch"].works else None
-    usable = _attempt(lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0) or 0
+    usable = _attempt(lambda: torch.cuda.device_count() if torch.cuda.is_available() else DONE) or 0
     return Findings(
         python=sys.version_info[:3],
         parts=parts,
@@ -107,7 +108,7 @@ def check_environment() -> int:
     """Print what is here and what does not fit; 0 when training can run, else 93."""
     found = look()
     print(report(found))
-    return 93 if any(fault.stops for fault in faults(found)) else 0
+    return REFUSED if any(fault.stops for fault in faults(found)) else DONE
 
 
 def report(found: Findings) -> str:

@@ -25,6 +25,7 @@ from smol_data.schedule import SampleRange, Segment, batch_at
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import STATE, TrainState, read_state, state_text, whole_checkpoints
 from smol_train.config import RunConfig
+from smol_train.exit_codes import REFUSED, REQUEUE
 from smol_train.replay_plan import (
     Conclusion,
     Plan,
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from smol_train.parallel import Ranks
     from smol_train.rerun import SuspectedDevice
     from smol_train.trainer import Trainer
-
-REQUEUE, REFUSED = 85, 93
 
 
 @dataclass(frozen=True)

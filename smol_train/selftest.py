@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from smol_config import ConfigError, UserError, load
 from smol_train.config import RunConfig
+from smol_train.exit_codes import DONE, REFUSED
 
 if TYPE_CHECKING:
     from smol_train.selftests.base import Setting, Verdict
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 CHECKS = ("isolation", "seeds", "parity", "resume", "throughput")
 """In the order in which `all` does them, the quickest first."""
 NEED_DATA = {"parity", "resume", "throughput"}
-DONE, FAILED, REFUSED = 0, 1, 93
-"""Exit codes."""
+FAILED = 1
+"""Exit code where a check failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from smol_train.batches import Batches, open_loader
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import TrainState
 from smol_train.config import RunConfig
+from smol_train.exit_codes import DONE, REFUSED, REQUEUE
 from smol_train.model import build_chunks, gathered_parameters
 from smol_train.optim import build_optimizer, gradient_norm, set_hyperparameters, update
 from smol_train.parallel import Ranks
@@ -39,9 +40,6 @@ from smol_train.spikes import SpikeMonitor, Verdict
 from smol_train.step import forward_step, sums_by_dataset
 
 logger = logging.getLogger(__name__)
-
-DONE, REQUEUE, REFUSED = 0, 85, 93
-"""Exit codes: the run is complete; start it again; do not start it again before something is mended."""
 
 Request = Literal["save", "profile"]
 """What can be asked for while a run goes on, besides its end."""

@@ -22,9 +22,9 @@ from smol_train.checkpoint_folder import (
     whole_checkpoints,
 )
 from smol_train.checkpoint_writer import Save, SaveError
+from smol_train.exit_codes import REQUEUE
 from smol_train.memory import checkpoint_cost
 from smol_train.sections.watch import AlertEvent
-from smol_train.trainer import REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.rollback import Rollback

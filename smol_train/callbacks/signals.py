@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from smol_train.callbacks.base import Callback
-from smol_train.trainer import REFUSED, REQUEUE
+from smol_train.exit_codes import REFUSED, REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer

@@ -31,9 +31,9 @@ import torch
 
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
+from smol_train.exit_codes import REQUEUE
 from smol_train.parallel import TIMEOUT, Ranks
 from smol_train.sections.watch import WatchdogConfig
-from smol_train.trainer import REQUEUE
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer

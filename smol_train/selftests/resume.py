@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from smol_config import ConfigError
 from smol_train.config import RunConfig
+from smol_train.exit_codes import REQUEUE
 from smol_train.sections.run import StartFromConfig
 from smol_train.selftests.base import JobError, Setting, Verdict, verdict
 from smol_train.selftests.layouts import Placed, allowed, configured
 from smol_train.selftests.runs import Run, data_fault, distance, together, tolerance_text, train
 from smol_train.short_run import shortened
-from smol_train.trainer import REQUEUE
 
 FEWEST_STEPS = 6
 
