@@ -64,10 +64,13 @@ class SpikeMonitor:
                 return f"{name} {value}"
         if not config.sigma or len(self.losses) < config.least_window:
             return ""
-        for name, value, window in (("loss", loss, self.losses), ("gradient norm", norm, self.norms)):
+        for name, value, window, rise in (
+            ("loss", loss, self.losses, config.least_rise),
+            ("gradient norm", norm, self.norms, config.least_norm_rise),
+        ):
             mean = statistics.fmean(window)
             deviation = statistics.pstdev(window, mean)
-            if value > mean + max(config.sigma * deviation, config.least_rise * abs(mean)):
+            if value > mean + max(config.sigma * deviation, rise * abs(mean)):
                 sigmas = f"{(value - mean) / deviation:.1f} standard deviations" if deviation else "above a constant window"
                 return f"{name} {value:.4g} ({sigmas} from the mean {mean:.4g} of {len(window)} steps)"
         return ""

@@ -19,8 +19,11 @@ class SpikesConfig(Section):
     """Steps that are the standard: the latest that were no spikes. A new stage begins a new window."""
     least_window: PositiveInt = 32
     """Steps that a window must hold before it judges."""
-    least_rise: PositiveFloat = 0.1
-    """A spike also stands out by at least this share of the window's mean: a very even run has a very small deviation."""
+    least_rise: PositiveFloat = 0.02
+    """A spike of the loss also stands out by at least this share of the window's mean: a very even run has a very small
+    deviation. 0.02 is 0.05 nats at a loss of 2.3 (docs/results/spike_detection.md)."""
+    least_norm_rise: PositiveFloat = 2.0
+    """The same for the gradient norm, of which single steps of twice the mean are usual, and clipped."""
     rollback_after: NonNegativeInt = 10
     """Spikes in a row that make the run go back; 0: it never does."""
     margin_steps: NonNegativeInt = 10

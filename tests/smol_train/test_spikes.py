@@ -42,12 +42,13 @@ def test_low_values_small_rises_and_new_levels_of_a_new_stage_are_no_spikes() ->
     assert monitor.judge(config, "decay", 66, 3.0, 3.0).update
 
 
-def test_a_constant_window_needs_a_rise_of_a_tenth() -> None:
+def test_a_constant_window_needs_a_loss_a_fiftieth_higher_or_three_times_the_norm() -> None:
     monitor, config = SpikeMonitor(), SpikesConfig()
     for step in range(64):
         monitor.judge(config, "stable", step, 2.0, 1.0)
-    assert monitor.judge(config, "stable", 64, 2.19, 1.0).update
-    assert not monitor.judge(config, "stable", 65, 2.25, 1.0).update
+    assert not monitor.judge(config, "stable", 64, 2.05, 1.0).update
+    assert not monitor.judge(config, "stable", 65, 2.0, 3.1).update
+    assert monitor.judge(config, "stable", 66, 2.03, 2.9).update
 
 
 def test_without_sigma_only_what_is_no_number_is_a_spike() -> None:
