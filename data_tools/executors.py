@@ -127,9 +127,7 @@ SLURM_OPTIONS = (*_SLURM_NEEDED, "cpus", "mem", *_SLURM_PASSED)
 
 
 def check_slurm_options(options: Mapping[str, str]) -> None:
-    """Raise UserError without Slurm, and for an option that is unknown, missing or no number where one is needed."""
-    if which("sbatch") is None:
-        raise UserError("--executor slurm: there is no sbatch here; run the command on a Slurm login node")
+    """Raise UserError for an option that is unknown, missing or no number where one is needed, and without Slurm."""
     for name, value in options.items():
         if name not in SLURM_OPTIONS:
             raise UserError(f"--slurm {name}={value}: unknown option; {nearest(name, SLURM_OPTIONS)}")
@@ -139,6 +137,8 @@ def check_slurm_options(options: Mapping[str, str]) -> None:
         raise UserError(
             f"--executor slurm: --slurm names no {' and no '.join(missing)}; write --slurm partition=cpu,time=20:00:00"
         )
+    if which("sbatch") is None:
+        raise UserError("--executor slurm: there is no sbatch here; run the command on a Slurm login node")
 
 
 def submit_slurm(

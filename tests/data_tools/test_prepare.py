@@ -228,6 +228,7 @@ def test_with_slurm_both_sides_are_submitted_and_nothing_is_deleted(
 ) -> None:
     submitted: list[prepare.TokenizeSettings] = []
     monkeypatch.setattr(prepare, "tokenize", submitted.append)  # returns None, as after a submission
+    monkeypatch.setattr("data_tools.executors.which", lambda name: f"/usr/bin/{name}")  # also where Slurm is not installed
     slurm = ("--executor", "slurm", "--slurm", "partition=cpu,time=1:00:00")
     outcome = tool(*place.arguments("--datasets", "code", "--delete-text", *slurm))
     assert outcome.code == 0, outcome

@@ -30,8 +30,8 @@ print(json.dumps([importlib.metadata.version("megatron-core"), rewritten, unchan
     version, rewritten, unchanged = json.loads(in_new_process(code))
     assert version == "0.16.1", "another megatron-core: read what host_device.py now rewrites, then pin the new numbers"
     assert rewritten == {
-        "torch.cuda": 317,
-        "device argument": 74,
+        "torch.cuda": 320,
+        "device argument": 75,
         "x.cuda()": 11,
         "tensor type name": 9,
         "pin_memory": 6,
