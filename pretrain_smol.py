@@ -14,14 +14,13 @@ anything else is a crash. While it runs, `touch` RUN/stop, RUN/save or RUN/profi
 import argparse
 import contextlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from smol_config import UserError, load
-from smol_train.exit_codes import REFUSED
+from smol_train.exit_codes import refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return dry_run(options.config, options.overrides, as_json=options.json)
         return train(options.config, options.overrides)
     except UserError as error:
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
-        return REFUSED
+        return refuse(error)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ that stand out from two checkpoints are bad data; what stands out from one and n
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from smol_data.schedule import SampleRange, Segment, batch_at
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import STATE, TrainState, read_state, state_text, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import REFUSED, REQUEUE
+from smol_train.exit_codes import REQUEUE, refuse
 from smol_train.replay_plan import (
     Conclusion,
     Plan,
@@ -199,9 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except UserError as error:
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
-        return REFUSED
+        return refuse(error)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

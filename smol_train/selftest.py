@@ -23,7 +23,6 @@ import argparse
 import importlib
 import importlib.metadata
 import json
-import os
 import shutil
 import sys
 import time
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from smol_config import ConfigError, UserError, load
 from smol_train.config import RunConfig
-from smol_train.exit_codes import DONE, REFUSED
+from smol_train.exit_codes import DONE, refuse
 
 if TYPE_CHECKING:
     from smol_train.selftests.base import Setting, Verdict
@@ -62,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_ready(config, crew, checks, options.steps)
             return _run(options, checks, config, crew, folder)
     except UserError as error:
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
-        return REFUSED
+        return refuse(error)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
