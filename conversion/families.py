@@ -1,13 +1,14 @@
 """Which Hugging Face architecture a model is, and its configuration in both directions: ModelConfig <-> config.json.
 
-    SmolLM3    some layer has no rotary embedding
-    Llama      every layer has one
+    Qwen3      queries and keys have norms, every layer has a rotary embedding
+    SmolLM3    no such norms, some layer has no rotary embedding
+    Llama      no such norms, every layer has one
 
 The files are read by old and new releases of transformers alike: what release 5 calls `rope_parameters` and `dtype`
 stands there under the older names `rope_theta` and `torch_dtype` as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,16 +39,19 @@ class Family:
 
 SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config")
 LLAMA = Family("llama", "LlamaForCausalLM", "LlamaConfig")
-FAMILIES = (SMOLLM3, LLAMA)
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "Qwen3Config")
+FAMILIES = (SMOLLM3, LLAMA, QWEN3)
 
 
 def family_of(model: ModelConfig) -> Family:
     """The architecture that computes what `model` computes; raises ConversionError where none here does."""
-    if model.qk_norm:
+    if model.qk_norm and model.layers_without_rope:
         raise ConversionError(
-            "model.qk_norm=true: SmolLM3 and Llama, the architectures that can be exported, have no norm on queries and "
-            "keys; train with qk_norm=false to export"
+            f"model.qk_norm=true with model.no_rope={model.no_rope}: no architecture that can be exported has both (Qwen3 has "
+            "norms on queries and keys, SmolLM3 has layers without rotary embedding); train with one of them to export"
         )
+    if model.qk_norm:
+        return QWEN3
     if model.layers_without_rope:
         return SMOLLM3
     if model.hidden_size % model.num_attention_heads:
@@ -85,12 +89,9 @@ def to_huggingface(
         "initializer_range": model.init_std,
         "intermediate_size": model.ffn_hidden_size,
         "max_position_embeddings": int(sequence_length * yarn_factor),
-        "mlp_bias": False,
         "num_attention_heads": model.num_attention_heads,
         "num_hidden_layers": model.num_layers,
         "num_key_value_heads": model.query_groups,
-        # 1: how the weights were split in training does not matter to readers; old Llama code splits its products by it.
-        "pretraining_tp": 1,
         "rms_norm_eps": model.norm_epsilon,
         "rope_parameters": {"rope_theta": model.rope_theta, **(scaling or {"rope_type": "default"})},
         "rope_scaling": scaling,
@@ -99,7 +100,7 @@ def to_huggingface(
         "use_cache": True,
         "vocab_size": model.vocab_size,
     }
-    return dict(sorted((config | (_smollm3(model) if family is SMOLLM3 else _llama(model))).items()))
+    return dict(sorted((config | _OWN_SETTINGS[family](model)).items()))
 
 
 def _yarn(factor: float, sequence_length: int) -> dict[str, Any]:
@@ -113,9 +114,9 @@ def yarn_factor_of(config: Mapping[str, Any]) -> float:
 
 
 def _smollm3(model: ModelConfig) -> dict[str, Any]:
-    """What only SmolLM3's configuration has."""
     without_rope = set(model.layers_without_rope)
     config: dict[str, Any] = {
+        **_LLAMA_AND_SMOLLM3,
         "layer_types": ["full_attention"] * model.num_layers,
         # Read by nothing while no layer has a sliding window; the released configuration has it.
         "max_window_layers": 28,
@@ -131,8 +132,22 @@ def _smollm3(model: ModelConfig) -> dict[str, Any]:
 
 
 def _llama(model: ModelConfig) -> dict[str, Any]:
-    """What only Llama's configuration has."""
-    return {"head_dim": model.kv_channels}
+    return {**_LLAMA_AND_SMOLLM3, "head_dim": model.kv_channels}
+
+
+def _qwen3(model: ModelConfig) -> dict[str, Any]:
+    window = {"max_window_layers": model.num_layers, "sliding_window": None, "use_sliding_window": False}
+    return {**window, "head_dim": model.kv_channels}
+
+
+_LLAMA_AND_SMOLLM3: dict[str, Any] = {
+    "mlp_bias": False,
+    # 1: how the weights were split in training does not matter to readers; old Llama code splits its products by it.
+    "pretraining_tp": 1,
+}
+
+_OWN_SETTINGS: dict[Family, Callable[[ModelConfig], dict[str, Any]]] = {SMOLLM3: _smollm3, LLAMA: _llama, QWEN3: _qwen3}
+"""What a family's configuration has beside that which all have."""
 
 
 # --- config.json -> ModelConfig --------------------------------------------------------------------------------------------
@@ -160,6 +175,7 @@ def from_huggingface(config: Mapping[str, Any], source: str) -> tuple[ModelConfi
         "norm_epsilon": full.rms_norm_eps,
         "rope_theta": full.rope_parameters["rope_theta"],
         "no_rope": _no_rope(full) if family is SMOLLM3 else None,
+        "qk_norm": family is QWEN3,
         "init_std": full.initializer_range,
     }
     return parse(ModelConfig, fields, source=source), full.max_position_embeddings
@@ -189,12 +205,13 @@ def _with_defaults(config: Mapping[str, Any], family: Family, source: str) -> An
 
 def _refuse_unknown_parts(full: Any, source: str) -> None:
     rope = full.rope_parameters
-    sliding = full.model_type == "smollm3" and (
+    mlp_bias = getattr(full, "mlp_bias", False)  # Qwen3 has none
+    sliding = full.model_type != LLAMA.name and (
         full.use_sliding_window or any(kind != "full_attention" for kind in full.layer_types)
     )
     parts = {
         f"attention_bias={full.attention_bias}": full.attention_bias,
-        f"mlp_bias={full.mlp_bias}": full.mlp_bias,
+        f"mlp_bias={mlp_bias}": mlp_bias,
         f"hidden_act={full.hidden_act!r}": full.hidden_act not in ("silu", "swish"),
         "a sliding window": sliding,
         f"rope scaling {rope.get('rope_type')!r}": rope.get("rope_type") != "default",

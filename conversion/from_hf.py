@@ -12,8 +12,8 @@ from megatron.core.dist_checkpointing import ShardedTensor
 
 from conversion import ConversionError
 from conversion.families import from_huggingface
-from conversion.safetensors_files import SafetensorsReader
-from conversion.weights import check_tensors, huggingface_shapes, weight_table
+from conversion.safetensors_files import SafetensorsReader, check_folder
+from conversion.weights import weight_table
 from smol_model.config import ModelConfig
 from smol_train import checkpoint
 from smol_train.parallel import ParallelConfig, process_groups
@@ -25,7 +25,7 @@ def run(hf_dir: Path, folder: Path) -> None:
         raise ConversionError(f"{folder} exists; give a checkpoint folder that does not, such as {folder}_new/iter_0000000")
     model, sequence_length = from_huggingface(_read_config(hf_dir), source=str(hf_dir / "config.json"))
     weights = SafetensorsReader(hf_dir)
-    check_tensors(weights.shapes, huggingface_shapes(model), str(hf_dir))
+    check_folder(weights, model, str(hf_dir))
     _ = weights.dtype  # several, or one that is not a float, are refused
     mapping = {
         "model": model.model_dump(mode="json", exclude_none=True) | {"max_sequence_length": sequence_length},

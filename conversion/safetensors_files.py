@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from conversion import ConversionError
-from conversion.weights import Shape
+from conversion.weights import Shape, check_tensors, huggingface_shapes
+from smol_model.config import ModelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What --dtype means."""
@@ -160,3 +161,19 @@ def _weight_files(folder: Path) -> list[str]:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ConversionError(f"{folder} lacks {', '.join(missing)}, which {_INDEX} names; fetch or write them again")
     return names
+
+
+def check_folder(weights: SafetensorsReader, model: ModelConfig, where: str) -> None:
+    """Raise ConversionError when the tensors of folder `where` are not those of `model`.
+
+    A tied head may lie there once more, as in some published folders, if it is the embedding bit for bit.
+    """
+    found, embedding, head = dict(weights.shapes), "model.embed_tokens.weight", "lm_head.weight"
+    if model.tie_embeddings and embedding in found and head in found:
+        if not torch.equal(weights.read(head), weights.read(embedding)):
+            raise ConversionError(
+                f"{where}: {head} differs from {embedding}, but its configuration ties them (tie_word_embeddings=true); "
+                "correct config.json if the model has a head of its own"
+            )
+        del found[head]
+    check_tensors(found, huggingface_shapes(model), where)

@@ -23,8 +23,8 @@ from conversion import ConversionError, ParityError, tokenizer_files
 from conversion.families import yarn_factor_of
 from conversion.megatron_reader import MegatronReader
 from conversion.parity import FIXED_TEXT, Forward, Row, Side, compare, fixed_rows, measure, text_rows
-from conversion.safetensors_files import DTYPES, SafetensorsReader
-from conversion.weights import check_tensors, huggingface_shapes, weight_table
+from conversion.safetensors_files import DTYPES, SafetensorsReader, check_folder
+from conversion.weights import weight_table
 from smol_model.config import ModelConfig
 from smol_model.spec import build_model, transformer_config
 from smol_train import checkpoint
@@ -100,7 +100,7 @@ def sequence_length_of(folder: Path) -> int:
 def unequal_tensors(folder: Path, hf_dir: Path, model: ModelConfig) -> list[str]:
     """Names of the Hugging Face tensors that are not the checkpoint's, rounded to their dtype; one in memory at a time."""
     ours, theirs = MegatronReader(folder, model), SafetensorsReader(hf_dir)
-    check_tensors(theirs.shapes, huggingface_shapes(model), str(hf_dir))
+    check_folder(theirs, model, str(hf_dir))
     dtype = theirs.dtype
     return [
         name

@@ -3,12 +3,13 @@
     Megatron-Core key                                   Hugging Face name(s)
     embedding.word_embeddings.weight                    model.embed_tokens.weight
     decoder.layers.N.self_attention.linear_qkv.weight   model.layers.N.self_attn.{q,k,v}_proj.weight     grouped
+    decoder.layers.N.self_attention.q_layernorm.weight  model.layers.N.self_attn.q_norm.weight              Qwen3 only; k alike
     decoder.layers.N.mlp.linear_fc1.weight              model.layers.N.mlp.{gate,up}_proj.weight         stacked
     ...                                                 ...
     output_layer.weight                                 lm_head.weight      only where embeddings are not tied
 
-Keys are the ones on disk, which are the same for both backends and for every layout of ranks. SmolLM3 and Llama share
-these names; a tied head has no tensor of its own on either side.
+Keys are the ones on disk, which are the same for both backends and for every layout of ranks. All families share these
+names. A tied head has no tensor of its own on either side; a folder that holds it all the same is read if it is equal.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,6 +114,8 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[Weight]:
     def row(megatron: str, names: str, shape: Shape, transform: Transform = SAME) -> Weight:
         return Weight(f"{ours}{megatron}", tuple(f"{theirs}{name}.weight" for name in names.split()), shape, transform)
 
+    # One norm for all query heads, one for all key heads: every tensor-parallel rank holds them whole.
+    qk_norms = [row(f"self_attention.{part}_layernorm.weight", f"self_attn.{part}_norm", (width,)) for part in "qk"]
     return [
         row(
             "self_attention.linear_qkv.weight",
@@ -121,6 +124,7 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[Weight]:
             GROUPED_QKV,
         ),
         row("self_attention.linear_proj.weight", "self_attn.o_proj", (hidden, heads * width)),
+        *(qk_norms if model.qk_norm else []),
         row("mlp.linear_fc1.weight", "mlp.gate_proj mlp.up_proj", (2 * ffn, hidden), GATE_UP),
         row("mlp.linear_fc2.weight", "mlp.down_proj", (hidden, ffn)),
         # A norm is stored under the linear that follows it, where Transformer Engine fuses the two.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import LLAMA, SMOLLM3, Command, Run, save_checkpoint
+from small_models import LLAMA, QWEN3, SMOLLM3, Command, Run, save_checkpoint
 
 from conversion.__main__ import main
 
@@ -73,6 +73,15 @@ def llama_export(llama_checkpoint: Path) -> Path:
     folder = llama_checkpoint.parent / "hf"
     options = ["--dtype", "fp32", "--shard-size", "100KB"]
     assert main(["to-hf", str(llama_checkpoint), str(folder), *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen3_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
+    """The bf16 export of a Qwen3 with tied embeddings and wide heads."""
+    checkpoint = save_checkpoint(tmp_path_factory.mktemp("qwen3") / "iter_0000000", QWEN3, torch.bfloat16, byte_tokenizer)
+    folder = checkpoint.parent / "hf"
+    assert main(["to-hf", str(checkpoint), str(folder)]) == 0
     return folder
 
 

@@ -31,6 +31,17 @@ LLAMA = ModelConfig(
     tie_embeddings=False,
     rope_theta=10_000,
 )
+QWEN3 = ModelConfig(
+    num_layers=2,
+    hidden_size=64,
+    ffn_hidden_size=96,
+    num_attention_heads=8,
+    num_query_groups=2,
+    head_dim=16,
+    vocab_size=VOCABULARY,
+    rope_theta=1_000_000,
+    qk_norm=True,
+)
 
 
 class Run(NamedTuple):
@@ -69,8 +80,8 @@ def save_checkpoint(folder: Path, model: ModelConfig, dtype: torch.dtype, tokeni
     return folder
 
 
-def save_split_checkpoint(folder: Path, tokenizer: Path) -> None:
-    """On each of four ranks: SMOLLM3 in fp32 with random initial weights, over two tensor-parallel ranks and two stages."""
+def save_split_checkpoint(folder: Path, tokenizer: Path, model: ModelConfig) -> None:
+    """On each of four ranks: `model` in fp32 with random initial weights, over two tensor-parallel ranks and two stages."""
     from megatron.core import parallel_state
 
     from smol_model.spec import build_model, transformer_config
@@ -78,7 +89,7 @@ def save_split_checkpoint(folder: Path, tokenizer: Path) -> None:
     from smol_train.parallel import ParallelConfig, process_groups
 
     sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
-    model = SMOLLM3.model_copy(update={"init_std": 0.1})
+    model = model.model_copy(update={"init_std": 0.1})
     with process_groups(ParallelConfig(tensor=2, pipeline=2), seed=0):
         ends = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
         network = build_model(model, transformer_config(model, "torch", **sizes), "torch", 64, *ends)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import LLAMA, SMOLLM3, Command
+from small_models import LLAMA, QWEN3, SMOLLM3, Command
 
 from conversion import ConversionError
 from conversion.families import SpecialIds, from_huggingface, to_huggingface, yarn_factor_of
@@ -82,6 +82,50 @@ def test_llama_keys() -> None:
     assert config["bos_token_id"] is None, "a key left out would become transformers' default, an id outside the vocabulary"
 
 
+RELEASED_QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+"""config.json of Qwen/Qwen3-0.6B, without transformers_version."""
+
+
+def test_the_released_qwen3_comes_and_goes() -> None:
+    model, length = from_huggingface(RELEASED_QWEN3, source="config.json")
+    assert (model.parameters, model.kv_channels, model.qk_norm, model.no_rope) == (596_049_920, 128, True, None)
+    newer = {"dtype": "bfloat16", "pad_token_id": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    assert to_huggingface(model, SpecialIds(151643, 151645, None), length, "bfloat16") == RELEASED_QWEN3 | newer
+
+
+@pytest.mark.parametrize("window", [{"use_sliding_window": True, "sliding_window": 16}, {"attention_bias": True}])
+def test_parts_of_a_qwen3_that_the_model_does_not_have_are_refused(window: dict[str, Any]) -> None:
+    part = "a sliding window" if "sliding_window" in window else "attention_bias=True"
+    with pytest.raises(ConversionError, match=f"config.json has {part}, which the model here does not have"):
+        from_huggingface(RELEASED_QWEN3 | {"max_window_layers": 14} | window, source="config.json")
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -90,6 +134,8 @@ def test_llama_keys() -> None:
         SMOLLM3.model_copy(update={"tie_embeddings": False, "no_rope": 2, "rope_theta": 2_000_000.0}),
         LLAMA,
         LLAMA.model_copy(update={"head_dim": 8, "num_query_groups": 1, "tie_embeddings": True}),
+        QWEN3,
+        QWEN3.model_copy(update={"head_dim": None, "tie_embeddings": False, "norm_epsilon": 1e-5}),
     ],
 )
 def test_a_model_comes_back_from_its_configuration(model: ModelConfig) -> None:
@@ -142,7 +188,7 @@ def test_yarn_is_written_as_smollm3s_card_says_and_read_by_both_generations() ->
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": (
         {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-        "of architecture GPT2LMHeadModel (model_type 'gpt2'); supported: SmolLM3ForCausalLM, LlamaForCausalLM",
+        "of architecture GPT2LMHeadModel (model_type 'gpt2'); supported: SmolLM3ForCausalLM, LlamaForCausalLM, Qwen3",
     ),
     "another head": ({"architectures": ["SmolLM3ForTokenClassification"]}, "SmolLM3ForTokenClassification"),
     "no architecture": ({"model_type": None, "architectures": None}, "of architecture unnamed"),
@@ -173,7 +219,7 @@ def test_what_the_model_does_not_have_is_refused(name: str, tmp_path: Path, comm
 
 
 def test_models_without_an_architecture_are_refused() -> None:
-    with pytest.raises(ConversionError, match="qk_norm=true"):
+    with pytest.raises(ConversionError, match=r"qk_norm=true with model\.no_rope=4: no architecture"):
         to_huggingface(SMOLLM3.model_copy(update={"qk_norm": True}), SpecialIds(0, 1, 2), 64, "float32")
     with pytest.raises(ConversionError, match="hidden_size=50 is not a multiple"):
         to_huggingface(LLAMA.model_copy(update={"hidden_size": 50, "head_dim": 12}), SpecialIds(0, 1, 2), 64, "float32")

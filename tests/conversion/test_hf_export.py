@@ -10,10 +10,11 @@ import transformers
 import yaml
 from ranks import Ranks
 from safetensors.torch import load_file, save_file
-from small_models import LLAMA, SMOLLM3, Command, figures, random_weights, save_split_checkpoint
+from small_models import LLAMA, QWEN3, SMOLLM3, Command, figures, random_weights, save_split_checkpoint
 
 from conversion import to_hf
 from conversion.weights import weight_table
+from smol_model.config import ModelConfig
 
 FIGURES = {
     "max_logit_difference",
@@ -65,9 +66,11 @@ def test_weights_are_the_checkpoints_bit_for_bit(smollm3_export: Path) -> None:
     assert not written
 
 
-def test_the_file_is_the_one_that_transformers_saves(smollm3_export: Path, tmp_path: Path) -> None:
-    transformers.AutoModelForCausalLM.from_pretrained(smollm3_export).save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == (smollm3_export / "model.safetensors").read_bytes()
+@pytest.mark.parametrize("which", ["smollm3_export", "qwen3_export"])
+def test_the_file_is_the_one_that_transformers_saves(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    export: Path = request.getfixturevalue(which)
+    transformers.AutoModelForCausalLM.from_pretrained(export).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()
 
 
 def test_an_export_in_several_files_loads(llama_export: Path) -> None:
@@ -118,17 +121,18 @@ def test_the_cards_metadata_is_yaml_that_the_hub_reads(smollm3_export: Path) -> 
     assert f"| Parameters | {SMOLLM3.parameters:,} |" in card.text
 
 
+@pytest.mark.parametrize("model", [SMOLLM3, QWEN3], ids=["SmolLM3", "Qwen3"])
 def test_a_checkpoint_of_many_ranks_exports_the_same(
-    ranks: Ranks, byte_tokenizer: Path, tmp_path: Path, command: Command
+    model: ModelConfig, ranks: Ranks, byte_tokenizer: Path, tmp_path: Path, command: Command
 ) -> None:
     """Two tensor-parallel ranks on each of two pipeline stages; parity is proven by the export itself."""
     folder = tmp_path / "iter_0000000"
-    ranks.run(save_split_checkpoint, 4, folder=folder, tokenizer=byte_tokenizer)
+    ranks.run(save_split_checkpoint, 4, folder=folder, tokenizer=byte_tokenizer, model=model)
     ran = command("to-hf", folder, tmp_path / "hf", "--dtype", "fp32")
     assert ran.code == 0, ran.err
     written = load_file(tmp_path / "hf" / "model.safetensors")
-    query = written["model.layers.3.self_attn.q_proj.weight"]
-    assert not torch.equal(query[:32], query[32:]), "the ranks' parts differ"
+    query = written[f"model.layers.{model.num_layers - 1}.self_attn.q_proj.weight"]
+    assert not torch.equal(*query.chunk(2)), "the ranks' parts differ"
 
 
 # --- failing closed --------------------------------------------------------------------------------------------------------

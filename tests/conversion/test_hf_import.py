@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import LLAMA, SMOLLM3, Command
+from small_models import LLAMA, QWEN3, SMOLLM3, Command
 
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping, read_state
@@ -20,7 +20,7 @@ from smol_train.checkpoint_integrity import find
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize(("which", "model"), [("smollm3_export", SMOLLM3), ("llama_export", LLAMA)])
+@pytest.mark.parametrize(("which", "model"), [("smollm3_export", SMOLLM3), ("llama_export", LLAMA), ("qwen3_export", QWEN3)])
 def test_there_and_back_gives_the_same_bytes(
     which: str, model: ModelConfig, request: pytest.FixtureRequest, tmp_path: Path, command: Command
 ) -> None:
@@ -77,8 +77,12 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (edit_weights(lambda w: w.pop("model.norm.weight")), "missing: model.norm.weight"),
     "left over": (
-        edit_weights(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()})),
-        "unexpected: lm_head.weight",
+        edit_weights(lambda w: w.update({f"model.layers.1.self_attn.{part}_norm.weight": torch.ones(8) for part in "qk"})),
+        "unexpected: model.layers.1.self_attn.k_norm.weight, model.layers.1.self_attn.q_norm.weight",
+    ),
+    "a tied head of its own": (
+        edit_weights(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] + 1})),
+        "lm_head.weight differs from model.embed_tokens.weight, but its configuration ties them",
     ),
     "shape": (edit_weights(lambda w: w.update({"model.norm.weight": torch.ones(3)})), "model.norm.weight [3] instead of [64]"),
     "two dtypes": (edit_weights(lambda w: w.update({"model.norm.weight": w["model.norm.weight"].float()})), "dtype BF16, F32"),
@@ -100,6 +104,22 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     assert (ran.code, sentence in ran.err) == (2, True), ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "iter_0000000").exists()
+
+
+def test_a_qwen3_without_a_norm_is_refused(qwen3_export: Path, tmp_path: Path, command: Command) -> None:
+    folder = Path(shutil.copytree(qwen3_export, tmp_path / "hf"))
+    edit_weights(lambda w: w.pop("model.layers.1.self_attn.k_norm.weight"))(folder)
+    ran = command("from-hf", folder, tmp_path / "iter_0000000")
+    assert ran.code == 2 and "(missing: model.layers.1.self_attn.k_norm.weight)" in ran.err
+
+
+def test_a_tied_head_that_is_stored_all_the_same_is_taken(qwen3_export: Path, tmp_path: Path, command: Command) -> None:
+    """As in published folders of small Qwen3 models."""
+    folder = Path(shutil.copytree(qwen3_export, tmp_path / "hf"))
+    edit_weights(lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))(folder)
+    assert command("from-hf", folder, tmp_path / "iter_0000000").code == 0
+    ran = command("verify", tmp_path / "iter_0000000", folder)
+    assert ran.code == 0, ran.err
 
 
 def test_an_existing_target_is_refused(smollm3_export: Path, tmp_path: Path, command: Command) -> None:

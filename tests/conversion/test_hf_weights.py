@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_models import LLAMA, SMOLLM3, load, random_weights
+from small_models import LLAMA, QWEN3, SMOLLM3, load, random_weights
 
 from conversion import ConversionError
 from conversion.families import SpecialIds, family_of, to_huggingface
@@ -28,6 +28,11 @@ LAYOUTS = {
     "Llama, untied": LLAMA,
     "Llama, tied, grouped, narrow heads": LLAMA.model_copy(
         update={"tie_embeddings": True, "num_query_groups": 2, "head_dim": 8, "rope_theta": 500_000.0}
+    ),
+    "Qwen3, tied, grouped, wide heads": QWEN3,
+    "Qwen3, untied, multi-head": QWEN3.model_copy(update={"tie_embeddings": False, "num_query_groups": None, "head_dim": None}),
+    "Qwen3, multi-query, heads that do not divide the width": QWEN3.model_copy(
+        update={"num_query_groups": 1, "num_attention_heads": 3, "head_dim": 24, "norm_epsilon": 1e-5}
     ),
 }
 
@@ -75,12 +80,19 @@ def test_logits_agree_in_every_layout_packed_documents_included(name: str) -> No
     assert figures["perplexity"]["megatron"] == pytest.approx(figures["perplexity"]["hf"], rel=1e-5)
 
 
-MISTAKES = ("gate and up swapped", "queries not grouped", "rotary embedding everywhere", "documents see each other")
+MISTAKES = (
+    "gate and up swapped",
+    "queries not grouped",
+    "rotary embedding everywhere",
+    "documents see each other",
+    "query and key norms swapped",
+)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
-    weights, changes = exported(SMOLLM3), {}
+    model = QWEN3 if mistake == "query and key norms swapped" else SMOLLM3
+    weights, changes = exported(model), {}
     if mistake == "gate and up swapped":
         for name in [name for name in weights if "gate_proj" in name]:
             up = name.replace("gate", "up")
@@ -91,8 +103,12 @@ def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
         weights |= dict(zip(parts, stacked.split([64, 16, 16]), strict=True))
     elif mistake == "rotary embedding everywhere":
         changes = {"no_rope_layers": [1] * SMOLLM3.num_layers}
+    elif mistake == "query and key norms swapped":
+        weights |= {name.replace("q_norm", "k_norm"): weights[name] for name in exported(model) if "q_norm" in name} | {
+            name.replace("k_norm", "q_norm"): weights[name] for name in exported(model) if "k_norm" in name
+        }
     together = mistake == "documents see each other"
-    figures = compare(megatron(SMOLLM3), huggingface(SMOLLM3, weights, together, **changes))
+    figures = compare(megatron(model), huggingface(model, weights, together, **changes))
     assert not figures["passed"]
     assert figures["max_logit_difference"] > 100 * figures["tolerance"]
     assert f"logits differ by up to {figures['max_logit_difference']:.3g}" in figures["reason"]
@@ -122,7 +138,7 @@ def test_merge_undoes_split_and_the_table_covers_every_parameter(name: str) -> N
     assert sum(tensor.numel() for tensor in weights.values()) == model.parameters
 
 
-@pytest.mark.parametrize("name", ["SmolLM3, grouped", "Llama, untied"])
+@pytest.mark.parametrize("name", ["SmolLM3, grouped", "Llama, untied", "Qwen3, untied, multi-head"])
 def test_keys_and_shapes_are_those_that_megatron_core_stores(name: str) -> None:
     model = LAYOUTS[name]
     network = build_model(model, transformer_config(model, "torch"), "torch", 64)
