@@ -105,14 +105,14 @@ def optimizer_dropped() -> Iterator[None]:
 @contextlib.contextmanager
 def data_off_by_one() -> Iterator[None]:
     """A resumed run's loader gives the last step's batch again; the state's counts are right."""
-    from smol_train import trainer
+    from smol_train import batches
 
-    real = trainer.TrainLoader
+    real = batches.TrainLoader
 
     def loader(*arguments: Any, start_step: int, **how: Any) -> Any:
         return real(*arguments, start_step=start_step - bool(start_step), **how)
 
-    with mock.patch.object(trainer, "TrainLoader", loader):
+    with mock.patch.object(batches, "TrainLoader", loader):
         yield
 
 
