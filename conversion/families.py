@@ -8,6 +8,7 @@ The files are read by old and new releases of transformers alike: what release 5
 stands there under the older names `rope_theta` and `torch_dtype` as well.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -70,10 +71,11 @@ def to_huggingface(
 ) -> dict[str, Any]:
     """config.json of `model`; `dtype` is torch's name of the weights' dtype, `sequence_length` is in tokens.
 
-    `yarn_factor` above 1 has readers stretch the rotary embedding to that many times the sequence length (YaRN).
+    `yarn_factor` above 1 has readers stretch the rotary embedding to that many times the sequence length (YaRN); raises
+    ConversionError where the model's is stretched already.
     """
     family = family_of(model)
-    scaling = _yarn(yarn_factor, sequence_length) if yarn_factor > 1 else None
+    scaling = _scaling(model, sequence_length, yarn_factor)
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -103,8 +105,27 @@ def to_huggingface(
     return dict(sorted((config | _OWN_SETTINGS[family](model)).items()))
 
 
-def _yarn(factor: float, sequence_length: int) -> dict[str, Any]:
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": sequence_length}
+def _scaling(model: ModelConfig, sequence_length: int, yarn_factor: float) -> dict[str, Any] | None:
+    """The rotary embedding's stretching; None without."""
+    check_yarn(model, yarn_factor)
+    if yarn_factor > 1:
+        return {"rope_type": "yarn", "factor": yarn_factor, "original_max_position_embeddings": sequence_length}
+    if model.llama3_rope_factor:
+        return {"rope_type": "llama3", "factor": model.llama3_rope_factor, **_LLAMA3_BANDS}
+    return None
+
+
+_LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Which frequencies Llama 3.1 and 3.2 stretch. Megatron-Core knows these values only."""
+
+
+def check_yarn(model: ModelConfig, yarn_factor: float) -> None:
+    """Raise ConversionError for YaRN on a model whose rotary embedding is stretched as Llama 3.1's."""
+    if yarn_factor > 1 and model.llama3_rope_factor:
+        raise ConversionError(
+            f"--yarn {yarn_factor} with model.llama3_rope_factor={model.llama3_rope_factor}: a configuration holds one of "
+            "them; leave --yarn out"
+        )
 
 
 def yarn_factor_of(config: Mapping[str, Any]) -> float:
@@ -174,6 +195,7 @@ def from_huggingface(config: Mapping[str, Any], source: str) -> tuple[ModelConfi
         "tie_embeddings": full.tie_word_embeddings,
         "norm_epsilon": full.rms_norm_eps,
         "rope_theta": full.rope_parameters["rope_theta"],
+        "llama3_rope_factor": full.rope_parameters["factor"] if full.rope_parameters["rope_type"] == "llama3" else None,
         "no_rope": _no_rope(full) if family is SMOLLM3 else None,
         "qk_norm": family is QWEN3,
         "init_std": full.initializer_range,
@@ -197,8 +219,9 @@ def _with_defaults(config: Mapping[str, Any], family: Family, source: str) -> An
     """The configuration object of transformers, which knows the defaults of what the file leaves out."""
     import transformers
 
+    own = copy.deepcopy(dict(config))  # from_dict writes into nested mappings
     try:
-        return getattr(transformers, family.config_class).from_dict(dict(config))
+        return getattr(transformers, family.config_class).from_dict(own)
     except Exception as error:  # its validators raise many kinds
         raise ConversionError(f"{source} is refused by transformers: {' '.join(str(error).split())}") from error
 
@@ -214,7 +237,9 @@ def _refuse_unknown_parts(full: Any, source: str) -> None:
         f"mlp_bias={mlp_bias}": mlp_bias,
         f"hidden_act={full.hidden_act!r}": full.hidden_act not in ("silu", "swish"),
         "a sliding window": sliding,
-        f"rope scaling {rope.get('rope_type')!r}": rope.get("rope_type") != "default",
+        f"rope scaling {rope.get('rope_type')!r}": rope.get("rope_type") not in ("default", "llama3"),
+        f"rope scaling 'llama3' with other values than {_LLAMA3_BANDS}": rope.get("rope_type") == "llama3"
+        and any(rope.get(name) != value for name, value in _LLAMA3_BANDS.items()),
         f"partial_rotary_factor={rope.get('partial_rotary_factor')}": rope.get("partial_rotary_factor", 1.0) not in (None, 1.0),
     }
     if found := [part for part, present in parts.items() if present]:

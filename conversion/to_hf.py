@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from conversion import ConversionError, tokenizer_files
-from conversion.families import SpecialIds, family_of, to_huggingface
+from conversion.families import SpecialIds, check_yarn, family_of, to_huggingface
 from conversion.megatron_reader import MegatronReader
 from conversion.model_card import model_card
 from conversion.safetensors_files import DTYPES, SafetensorsWriter
@@ -81,6 +81,7 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
 def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
     model = read_model_config(folder)
     family_of(model)
+    check_yarn(model, options.yarn)
     sequence_length = sequence_length_of(folder)
     reader = MegatronReader(folder, model)
     name = options.tokenizer or (read_run_mapping(folder).get("data") or {}).get("tokenizer")

@@ -4,7 +4,7 @@ SmolLM3's architecture is the default of every switch; the options are those tha
 Nothing here imports torch, so plans and dry runs start at once.
 """
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from smol_config import Section
 
@@ -28,6 +28,9 @@ class ModelConfig(Section):
     norm_epsilon: PositiveFloat = 1e-6
     rope_theta: PositiveFloat = 50_000.0
     """Base of the rotary frequencies (SmolLM3: 50,000 at 4k, 2,000,000 at 32k, 5,000,000 at 64k)."""
+    llama3_rope_factor: float | None = Field(default=None, gt=1)
+    """Divisor of the slowest rotary frequencies, by which Llama 3.1 (8) and 3.2 (32) reach 131,072 tokens from 8,192: those
+    with waves of over 8,192 tokens are divided by it, those of under 2,048 kept, between them it is blended; null: none."""
     max_sequence_length: PositiveInt | None = None
     """Longest window, in tokens, that the model may be trained on; null: any, since rotary embedding has no table. from-hf
     writes what the Hugging Face configuration allows."""

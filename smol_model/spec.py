@@ -206,10 +206,15 @@ def _log_partition(logits: Tensor) -> Tensor:
     return tensor_parallel.reduce_from_tensor_model_parallel_region(local).log() + highest
 
 
-def _set_yarn(config: TransformerConfig, factor: float, sequence_length: int, backend: Backend) -> None:
+def _set_yarn(model: ModelConfig, config: TransformerConfig, factor: float, sequence_length: int, backend: Backend) -> None:
     """Megatron-Core reads these attributes, which its configuration does not declare; the values are the paper's."""
     if backend == "te":
         raise ConfigError(f"yarn_factor={factor} on the te backend computes something else; use the torch backend")
+    if model.llama3_rope_factor:
+        raise ConfigError(
+            f"yarn_factor={factor} with model.llama3_rope_factor={model.llama3_rope_factor}: the rotary embedding is stretched "
+            "in one way only; leave yarn_factor at 1"
+        )
     values = {
         "rotary_scaling_factor": factor,
         "original_max_position_embeddings": sequence_length,
@@ -240,10 +245,11 @@ def build_model(
     target, [1, t]; without labels the logits [1, t, vocabulary / TP], or the whole vocabulary with `gather_logits`.
 
     `yarn_factor` above 1 stretches the rotary embedding to that many times `sequence_length` (YaRN, Peng et al. 2023), for
-    looking at an export: raises ConfigError for the te backend, whose fused kernel leaves YaRN's attention factor out.
+    looking at an export: raises ConfigError for the te backend, whose fused kernel leaves YaRN's attention factor
+    out, and for models with a llama3_rope_factor.
     """
     if yarn_factor > 1:
-        _set_yarn(config, yarn_factor, sequence_length, backend)
+        _set_yarn(model, config, yarn_factor, sequence_length, backend)
     gpt = SmolGPT(
         config,
         block_spec(model, config, backend, vp_stage),
@@ -255,6 +261,8 @@ def build_model(
         share_embeddings_and_output_weights=model.tie_embeddings,
         position_embedding_type="yarn" if yarn_factor > 1 else "rope",
         rotary_base=model.rope_theta,
+        rope_scaling=model.llama3_rope_factor is not None,  # its other three numbers are fixed there at Llama 3.1's
+        rope_scaling_factor=model.llama3_rope_factor or 1.0,
         vp_stage=vp_stage,
     )
     gpt.z_loss = model.z_loss

@@ -55,6 +55,11 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "shard size": (lambda c: None, ["--shard-size", "big"], "--shard-size 'big' is not a size"),
     "text": (lambda c: None, ["--text", "nowhere.txt"], "--text nowhere.txt is not a file"),
     "yarn": (lambda c: None, ["--yarn", "0.5"], "--yarn 0.5 must be 1 (off) or above"),
+    "yarn twice": (
+        lambda c: change_run(c, "model", llama3_rope_factor=8.0),
+        ["--yarn", "2"],
+        "--yarn 2.0 with model.llama3_rope_factor=8.0",
+    ),
     "dtype": (lambda c: None, ["--dtype", "fp8"], "invalid choice: 'fp8'"),
     "unknown tokenizer": (lambda c: None, ["--tokenizer", "no/such"], "tokenizer 'no/such' is neither a folder nor"),
     "empty tokenizer": (lambda c: (c / "t").mkdir(), ["--tokenizer", "{checkpoint}/t"], "holds no tokenizer files"),

@@ -119,6 +119,55 @@ def test_the_released_qwen3_comes_and_goes() -> None:
     assert to_huggingface(model, SpecialIds(151643, 151645, None), length, "bfloat16") == RELEASED_QWEN3 | newer
 
 
+LLAMA_3_2: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+"""config.json of meta-llama/Llama-3.2-1B, without transformers_version."""
+
+
+def test_the_released_llama_3_2_comes_and_goes() -> None:
+    model, length = from_huggingface(LLAMA_3_2, source="config.json")
+    assert (model.parameters, model.llama3_rope_factor, length) == (1_235_814_400, 32.0, 131_072)
+    rope = LLAMA_3_2["rope_scaling"] | {"rope_theta": 500000.0}
+    written = to_huggingface(model, SpecialIds(128000, 128001, None), length, "bfloat16")
+    assert written == LLAMA_3_2 | {"dtype": "bfloat16", "pad_token_id": None, "rope_parameters": rope}
+
+
+def test_frequencies_that_megatron_core_does_not_know_are_refused() -> None:
+    scaling = LLAMA_3_2["rope_scaling"] | {"original_max_position_embeddings": 4096}
+    with pytest.raises(ConversionError, match=r"has rope scaling 'llama3' with other values than .*8192"):
+        from_huggingface(LLAMA_3_2 | {"rope_scaling": scaling}, source="config.json")
+
+
 @pytest.mark.parametrize("window", [{"use_sliding_window": True, "sliding_window": 16}, {"attention_bias": True}])
 def test_parts_of_a_qwen3_that_the_model_does_not_have_are_refused(window: dict[str, Any]) -> None:
     part = "a sliding window" if "sliding_window" in window else "attention_bias=True"
@@ -134,6 +183,7 @@ def test_parts_of_a_qwen3_that_the_model_does_not_have_are_refused(window: dict[
         SMOLLM3.model_copy(update={"tie_embeddings": False, "no_rope": 2, "rope_theta": 2_000_000.0}),
         LLAMA,
         LLAMA.model_copy(update={"head_dim": 8, "num_query_groups": 1, "tie_embeddings": True}),
+        LLAMA.model_copy(update={"llama3_rope_factor": 8.0, "rope_theta": 500_000.0}),
         QWEN3,
         QWEN3.model_copy(update={"head_dim": None, "tie_embeddings": False, "norm_epsilon": 1e-5}),
     ],

@@ -41,12 +41,20 @@ def test_there_and_back_gives_the_same_bytes(
 
 
 def test_a_model_that_transformers_made_is_equal_after_import(byte_tokenizer: Path, tmp_path: Path, command: Command) -> None:
-    """The command in a process of its own, where nothing was imported before it."""
+    """Llama 3's frequencies too. The command in a process of its own, where nothing was imported before it."""
     import transformers
 
     torch.manual_seed(0)
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     config = transformers.LlamaConfig(
-        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=131072,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, **bands},
     )
     hf_dir = tmp_path / "hf"
     transformers.LlamaForCausalLM(config).save_pretrained(hf_dir)
@@ -61,6 +69,7 @@ def test_a_model_that_transformers_made_is_equal_after_import(byte_tokenizer: Pa
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert read_model_config(tmp_path / "iter_0000000").llama3_rope_factor == 8
     assert command("verify", tmp_path / "iter_0000000", hf_dir).code == 0
     assert json.loads((hf_dir / "parity.json").read_text())["passed"]
 

@@ -29,6 +29,9 @@ LAYOUTS = {
     "Llama, tied, grouped, narrow heads": LLAMA.model_copy(
         update={"tie_embeddings": True, "num_query_groups": 2, "head_dim": 8, "rope_theta": 500_000.0}
     ),
+    "Llama, frequencies of Llama 3.2": LLAMA.model_copy(
+        update={"tie_embeddings": True, "head_dim": 32, "rope_theta": 500_000.0, "llama3_rope_factor": 32.0}
+    ),
     "Qwen3, tied, grouped, wide heads": QWEN3,
     "Qwen3, untied, multi-head": QWEN3.model_copy(update={"tie_embeddings": False, "num_query_groups": None, "head_dim": None}),
     "Qwen3, multi-query, heads that do not divide the width": QWEN3.model_copy(
@@ -112,6 +115,19 @@ def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
     assert not figures["passed"]
     assert figures["max_logit_difference"] > 100 * figures["tolerance"]
     assert f"logits differ by up to {figures['max_logit_difference']:.3g}" in figures["reason"]
+
+
+def test_the_frequencies_of_llama_3_are_those_of_transformers() -> None:
+    """Position by position: logits of 64 tokens hardly show waves of thousands."""
+    model = LAYOUTS["Llama, frequencies of Llama 3.2"]
+    ours = build_model(model, transformer_config(model, "torch"), "torch", 64).rotary_pos_emb.inv_freq
+    config = transformers.LlamaConfig(**to_huggingface(model, SpecialIds(0, 1, 2), 64, "float32"))
+    theirs = transformers.LlamaForCausalLM(config).model.rotary_emb.inv_freq
+    torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=0)
+    plain = 500_000.0 ** (-torch.arange(0, 32, 2) / 32)
+    ratios = plain / theirs
+    assert ratios[0] == pytest.approx(1) and ratios[-1] == pytest.approx(32)
+    assert any(1.01 < ratio < 31.9 for ratio in ratios.tolist()), "one is blended"
 
 
 def test_a_logit_that_is_not_a_number_fails() -> None:

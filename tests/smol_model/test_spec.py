@@ -78,7 +78,7 @@ def test_logits_do_not_depend_on_tensor_parallelism(changes: dict, ranks: Ranks)
             np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-5)
 
 
-def test_yarn_is_refused_where_its_attention_factor_would_be_lost() -> None:
+def test_yarn_is_refused_where_it_would_compute_something_else() -> None:
     from smol_config import ConfigError
     from smol_model.spec import build_model, transformer_config
 
@@ -86,6 +86,8 @@ def test_yarn_is_refused_where_its_attention_factor_would_be_lost() -> None:
     config = transformer_config(model, "torch")
     with pytest.raises(ConfigError, match=r"yarn_factor=2.0 on the te backend computes something else"):
         build_model(model, config, "te", sequence_length=64, yarn_factor=2.0)
+    with pytest.raises(ConfigError, match=r"yarn_factor=2.0 with model.llama3_rope_factor=8.0"):
+        build_model(tiny(llama3_rope_factor=8.0), config, "torch", sequence_length=64, yarn_factor=2.0)
 
 
 def test_gradient_accumulation_fusion_follows_apex_and_is_said_once(ranks: Ranks) -> None:
