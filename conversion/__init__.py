@@ -7,6 +7,7 @@
     tokenizer_files.py    tokenizer folder or Hub name -> files and special ids
     parity.py             logits, top-1 and perplexity of two models on the same tokens
     verify.py, to_hf.py, from_hf.py, model_card.py    the commands
+    merge.py, merge_recipe.py                         weighted sums of Hugging Face folders
 
 Everything runs in one process on the CPU and holds about one tensor at a time, except the comparison of logits, which
 loads one model after the other in fp32.

@@ -77,6 +77,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to compare with")
     command.add_argument("--output", metavar="FILE", type=Path, help="where the figures go (default: HF_DIR/parity.json)")
     _add_text(command)
+
+    command = add(
+        "merge",
+        _merge,
+        "Add up the weights of Hugging Face folders of one architecture: a linear merge, or a soup.",
+        "merge runs/merged --models runs/apo/hf=0.9 runs/long/hf=0.1",
+    )
+    command.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder to make; OUT_DIR.partial until it is whole")
+    recipe = command.add_mutually_exclusive_group(required=True)
+    recipe.add_argument("--models", nargs="+", metavar="FOLDER=WEIGHT", help="what to add up; the weights sum to 1")
+    recipe.add_argument(
+        "--config", metavar="FILE", type=Path, help="a YAML file with models:, which may be averages themselves"
+    )
     return parser
 
 
@@ -105,6 +118,13 @@ def _verify(options: argparse.Namespace) -> None:
     from conversion import verify
 
     verify.run(options.checkpoint, options.hf_dir, options.text, options.output)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from conversion import merge, merge_recipe
+
+    models: list[str] | None = options.models
+    merge.run(options.out_dir, merge_recipe.from_arguments(models) if models else merge_recipe.from_file(options.config))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ def run(hf_dir: Path, folder: Path) -> None:
     """The command. Raises ConversionError, with nothing written, on anything that a checkpoint cannot hold faithfully."""
     if folder.exists():
         raise ConversionError(f"{folder} exists; give a checkpoint folder that does not, such as {folder}_new/iter_0000000")
-    model, sequence_length = from_huggingface(_read_config(hf_dir), source=str(hf_dir / "config.json"))
+    model, sequence_length = from_huggingface(read_config(hf_dir), source=str(hf_dir / "config.json"))
     weights = SafetensorsReader(hf_dir)
     check_folder(weights, model, str(hf_dir))
     _ = weights.dtype  # several, or one that is not a float, are refused
@@ -46,7 +46,8 @@ def sharded_weights(weights: SafetensorsReader, model: ModelConfig) -> dict[str,
     return state
 
 
-def _read_config(hf_dir: Path) -> dict[str, Any]:
+def read_config(hf_dir: Path) -> dict[str, Any]:
+    """The folder's config.json; raises ConversionError when there is none that can be read."""
     path = hf_dir / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf8"))

@@ -116,11 +116,12 @@ class SafetensorsReader:
     def __init__(self, folder: Path) -> None:
         self._handles: dict[str, Any] = {}
         self._folder = folder
-        for file_name in _weight_files(folder):
+        self.files = [folder / name for name in _weight_files(folder)]
+        for path in self.files:
             try:
-                handle = safe_open(folder / file_name, framework="pt")
+                handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ConversionError(f"{folder / file_name} cannot be read ({error}); fetch or write it again") from error
+                raise ConversionError(f"{path} cannot be read ({error}); fetch or write it again") from error
             self._handles |= dict.fromkeys(handle.keys(), handle)
 
     @property

@@ -36,25 +36,25 @@ def locate(name: str) -> Path:
                 f"tokenizer {name!r} is neither a folder nor can it be fetched from the Hub ({_first(error)}); "
                 f"give a folder with --tokenizer"
             ) from error
-    if not _files(folder):
+    if not files(folder):
         raise ConversionError(f"tokenizer {name!r}: {folder} holds no tokenizer files; give another folder with --tokenizer")
     return folder
 
 
-def load(folder: Path, vocab_size: int) -> Any:
-    """The tokenizer as transformers loads it; raises ConversionError when it has more ids than the embedding has rows."""
+def load(folder: Path, vocab_size: int, remedy: str = "give the one that the model was trained with (--tokenizer)") -> Any:
+    """The tokenizer as transformers loads it; raises ConversionError when it does not, or has more ids than the embedding rows.
+
+    `remedy` ends the error's sentence.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # depends on which file is missing or damaged
-        raise ConversionError(
-            f"the tokenizer in {folder} does not load ({_first(error)}); give another with --tokenizer"
-        ) from error
+        raise ConversionError(f"the tokenizer in {folder} does not load ({_first(error)}); {remedy}") from error
     if len(tokenizer) > vocab_size:
         raise ConversionError(
-            f"the tokenizer in {folder} has {len(tokenizer)} ids and the model's vocab_size is {vocab_size}; "
-            f"give the tokenizer that the model was trained with (--tokenizer)"
+            f"the tokenizer in {folder} has {len(tokenizer)} ids and the model's vocab_size is {vocab_size}; {remedy}"
         )
     return tokenizer
 
@@ -66,14 +66,15 @@ def special_ids(tokenizer: Any) -> SpecialIds:
 
 def copy(folder: Path, target: Path) -> list[str]:
     """Copy the tokenizer's files into `target`; returns their names."""
-    names = _files(folder)
+    names = files(folder)
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target / name)
     return names
 
 
-def _files(folder: Path) -> list[str]:
+def files(folder: Path) -> list[str]:
+    """Names of the tokenizer's files in `folder`, relative to it."""
     return sorted(str(path.relative_to(folder)) for pattern in FILES for path in folder.glob(pattern) if path.is_file())
 
 
