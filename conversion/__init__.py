@@ -1,7 +1,7 @@
 """Megatron-Core checkpoint <-> Hugging Face folder, each export proven equal to its checkpoint before it gets its name.
 
     weights.py            THE weight table, both directions; grouped QKV and gate/up transforms
-    families.py           ModelConfig <-> config.json: SmolLM3, Llama, Qwen3
+    families.py           ModelConfig <-> config.json: SmolLM3, Llama, Qwen2, Qwen3
     megatron_reader.py    a checkpoint's weights, one tensor at a time, without a model
     safetensors_files.py  Hugging Face weight files: streaming writer, lazy reader
     tokenizer_files.py    tokenizer folder or Hub name -> files and special ids

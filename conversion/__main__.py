@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add(
         "from-hf",
         _from_hf,
-        "Make a weights-only checkpoint of a SmolLM3, Llama or Qwen3 folder; start a run from it with start_from.",
+        "Make a weights-only checkpoint of a SmolLM3, Llama, Qwen2 or Qwen3 folder; start a run from it with start_from.",
         "from-hf SmolLM3-3B-Base runs/from_hub/iter_0000000",
     )
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder with config.json and safetensors files")

@@ -1,8 +1,9 @@
 """Which Hugging Face architecture a model is, and its configuration in both directions: ModelConfig <-> config.json.
 
-    Qwen3      queries and keys have norms, every layer has a rotary embedding
-    SmolLM3    no such norms, some layer has no rotary embedding
-    Llama      no such norms, every layer has one
+    SmolLM3    some layer has no rotary embedding
+    Qwen3      queries and keys have norms
+    Qwen2      queries, keys and values have biases
+    Llama      none of these
 
 The files are read by old and new releases of transformers alike: what release 5 calls `rope_parameters` and `dtype`
 stands there under the older names `rope_theta` and `torch_dtype` as well.
@@ -40,21 +41,26 @@ class Family:
 
 SMOLLM3 = Family("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config")
 LLAMA = Family("llama", "LlamaForCausalLM", "LlamaConfig")
+QWEN2 = Family("qwen2", "Qwen2ForCausalLM", "Qwen2Config")
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "Qwen3Config")
-FAMILIES = (SMOLLM3, LLAMA, QWEN3)
+FAMILIES = (SMOLLM3, LLAMA, QWEN2, QWEN3)
 
 
 def family_of(model: ModelConfig) -> Family:
     """The architecture that computes what `model` computes; raises ConversionError where none here does."""
-    if model.qk_norm and model.layers_without_rope:
+    parts = {
+        f"model.no_rope={model.no_rope}": SMOLLM3 if model.layers_without_rope else None,
+        "model.qkv_bias=true": QWEN2 if model.qkv_bias else None,
+        "model.qk_norm=true": QWEN3 if model.qk_norm else None,
+    }
+    found = {setting: family for setting, family in parts.items() if family}
+    if len(found) > 1:
+        owners = ", ".join(f"{setting} only {family.architecture}" for setting, family in found.items())
         raise ConversionError(
-            f"model.qk_norm=true with model.no_rope={model.no_rope}: no architecture that can be exported has both (Qwen3 has "
-            "norms on queries and keys, SmolLM3 has layers without rotary embedding); train with one of them to export"
+            f"{' with '.join(found)}: no architecture that can be exported has both ({owners}); train with one to export"
         )
-    if model.qk_norm:
-        return QWEN3
-    if model.layers_without_rope:
-        return SMOLLM3
+    if found:
+        return next(iter(found.values()))
     if model.hidden_size % model.num_attention_heads:
         raise ConversionError(
             f"model.hidden_size={model.hidden_size} is not a multiple of model.num_attention_heads="
@@ -79,7 +85,6 @@ def to_huggingface(
     config: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.name,
-        "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos,
@@ -134,6 +139,12 @@ def yarn_factor_of(config: Mapping[str, Any]) -> float:
     return float(rope["factor"]) if rope.get("rope_type") == "yarn" else 1.0
 
 
+def _own_head_dim(model: ModelConfig) -> dict[str, Any]:
+    """Where the configuration has no such setting of its own, but the model's code honours it."""
+    width = model.kv_channels
+    return {"head_dim": width} if width * model.num_attention_heads != model.hidden_size else {}
+
+
 def _smollm3(model: ModelConfig) -> dict[str, Any]:
     without_rope = set(model.layers_without_rope)
     config: dict[str, Any] = {
@@ -147,9 +158,7 @@ def _smollm3(model: ModelConfig) -> dict[str, Any]:
     }
     if isinstance(model.no_rope, int):
         config["no_rope_layer_interval"] = model.no_rope
-    if model.kv_channels * model.num_attention_heads != model.hidden_size:
-        config["head_dim"] = model.kv_channels  # not a setting of its own, but the model's code honours it
-    return config
+    return config | _own_head_dim(model)
 
 
 def _llama(model: ModelConfig) -> dict[str, Any]:
@@ -157,17 +166,30 @@ def _llama(model: ModelConfig) -> dict[str, Any]:
 
 
 def _qwen3(model: ModelConfig) -> dict[str, Any]:
-    window = {"max_window_layers": model.num_layers, "sliding_window": None, "use_sliding_window": False}
-    return {**window, "head_dim": model.kv_channels}
+    return {**_without_window(model), "attention_bias": False, "head_dim": model.kv_channels}
+
+
+def _qwen2(model: ModelConfig) -> dict[str, Any]:
+    return {**_without_window(model), **_own_head_dim(model)}
+
+
+def _without_window(model: ModelConfig) -> dict[str, Any]:
+    return {"max_window_layers": model.num_layers, "sliding_window": None, "use_sliding_window": False}
 
 
 _LLAMA_AND_SMOLLM3: dict[str, Any] = {
+    "attention_bias": False,
     "mlp_bias": False,
     # 1: how the weights were split in training does not matter to readers; old Llama code splits its products by it.
     "pretraining_tp": 1,
 }
 
-_OWN_SETTINGS: dict[Family, Callable[[ModelConfig], dict[str, Any]]] = {SMOLLM3: _smollm3, LLAMA: _llama, QWEN3: _qwen3}
+_OWN_SETTINGS: dict[Family, Callable[[ModelConfig], dict[str, Any]]] = {
+    SMOLLM3: _smollm3,
+    LLAMA: _llama,
+    QWEN2: _qwen2,
+    QWEN3: _qwen3,
+}
 """What a family's configuration has beside that which all have."""
 
 
@@ -198,6 +220,7 @@ def from_huggingface(config: Mapping[str, Any], source: str) -> tuple[ModelConfi
         "llama3_rope_factor": full.rope_parameters["factor"] if full.rope_parameters["rope_type"] == "llama3" else None,
         "no_rope": _no_rope(full) if family is SMOLLM3 else None,
         "qk_norm": family is QWEN3,
+        "qkv_bias": family is QWEN2,
         "init_std": full.initializer_range,
     }
     return parse(ModelConfig, fields, source=source), full.max_position_embeddings
@@ -228,12 +251,12 @@ def _with_defaults(config: Mapping[str, Any], family: Family, source: str) -> An
 
 def _refuse_unknown_parts(full: Any, source: str) -> None:
     rope = full.rope_parameters
-    mlp_bias = getattr(full, "mlp_bias", False)  # Qwen3 has none
+    attention_bias, mlp_bias = getattr(full, "attention_bias", False), getattr(full, "mlp_bias", False)  # not in all families
     sliding = full.model_type != LLAMA.name and (
         full.use_sliding_window or any(kind != "full_attention" for kind in full.layer_types)
     )
     parts = {
-        f"attention_bias={full.attention_bias}": full.attention_bias,
+        f"attention_bias={attention_bias}": attention_bias,
         f"mlp_bias={mlp_bias}": mlp_bias,
         f"hidden_act={full.hidden_act!r}": full.hidden_act not in ("silu", "swish"),
         "a sliding window": sliding,

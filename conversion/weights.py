@@ -3,7 +3,8 @@
     Megatron-Core key                                   Hugging Face name(s)
     embedding.word_embeddings.weight                    model.embed_tokens.weight
     decoder.layers.N.self_attention.linear_qkv.weight   model.layers.N.self_attn.{q,k,v}_proj.weight     grouped
-    decoder.layers.N.self_attention.q_layernorm.weight  model.layers.N.self_attn.q_norm.weight              Qwen3 only; k alike
+    decoder.layers.N.self_attention.linear_qkv.bias     model.layers.N.self_attn.{q,k,v}_proj.bias       grouped, Qwen2 only
+    decoder.layers.N.self_attention.q_layernorm.weight  model.layers.N.self_attn.q_norm.weight            Qwen3 only; k alike
     decoder.layers.N.mlp.linear_fc1.weight              model.layers.N.mlp.{gate,up}_proj.weight         stacked
     ...                                                 ...
     output_layer.weight                                 lm_head.weight      only where embeddings are not tied
@@ -60,21 +61,21 @@ class Weight:
 
 
 def split_qkv(qkv: Tensor, model: ModelConfig) -> list[Tensor]:
-    """[groups * (heads/groups + 2) * d, h] -> query [heads * d, h], key and value [groups * d, h].
+    """[groups * (heads/groups + 2) * d, h] -> query [heads * d, h], key and value [groups * d, h]; a bias alike, without h.
 
     Megatron-Core stores each key-value group's query heads with its key and value, so that tensor-parallel ranks cut the
     matrix between groups; Hugging Face stores all queries, all keys, all values.
     """
-    groups, width, hidden = model.query_groups, model.kv_channels, qkv.shape[-1]
+    groups, width, hidden = model.query_groups, model.kv_channels, qkv.shape[1:]
     queries = model.num_attention_heads // groups * width
-    grouped = qkv.view(groups, queries + 2 * width, hidden)
-    return [part.reshape(-1, hidden) for part in grouped.split([queries, width, width], dim=1)]
+    grouped = qkv.view(groups, queries + 2 * width, *hidden)
+    return [part.reshape(-1, *hidden) for part in grouped.split([queries, width, width], dim=1)]
 
 
 def merge_qkv(parts: Sequence[Tensor], model: ModelConfig) -> Tensor:
     """Inverse of split_qkv."""
-    hidden = parts[0].shape[-1]
-    return torch.cat([part.view(model.query_groups, -1, hidden) for part in parts], dim=1).reshape(-1, hidden)
+    hidden = parts[0].shape[1:]
+    return torch.cat([part.view(model.query_groups, -1, *hidden) for part in parts], dim=1).reshape(-1, *hidden)
 
 
 def split_gate_up(stacked: Tensor, model: ModelConfig) -> list[Tensor]:
@@ -111,18 +112,17 @@ def _layer(model: ModelConfig, ours: str, theirs: str) -> list[Weight]:
     hidden, ffn, width = model.hidden_size, model.ffn_hidden_size, model.kv_channels
     heads, groups = model.num_attention_heads, model.query_groups
 
-    def row(megatron: str, names: str, shape: Shape, transform: Transform = SAME) -> Weight:
-        return Weight(f"{ours}{megatron}", tuple(f"{theirs}{name}.weight" for name in names.split()), shape, transform)
+    def row(megatron: str, names: str, shape: Shape, transform: Transform = SAME, kind: str = "weight") -> Weight:
+        return Weight(f"{ours}{megatron}", tuple(f"{theirs}{name}.{kind}" for name in names.split()), shape, transform)
+
+    qkv, qkv_rows = "self_attn.q_proj self_attn.k_proj self_attn.v_proj", (heads + 2 * groups) * width
+    qkv_bias = row("self_attention.linear_qkv.bias", qkv, (qkv_rows,), GROUPED_QKV, "bias")
 
     # One norm for all query heads, one for all key heads: every tensor-parallel rank holds them whole.
     qk_norms = [row(f"self_attention.{part}_layernorm.weight", f"self_attn.{part}_norm", (width,)) for part in "qk"]
     return [
-        row(
-            "self_attention.linear_qkv.weight",
-            "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
-            ((heads + 2 * groups) * width, hidden),
-            GROUPED_QKV,
-        ),
+        row("self_attention.linear_qkv.weight", qkv, (qkv_rows, hidden), GROUPED_QKV),
+        *([qkv_bias] if model.qkv_bias else []),
         row("self_attention.linear_proj.weight", "self_attn.o_proj", (hidden, heads * width)),
         *(qk_norms if model.qk_norm else []),
         row("mlp.linear_fc1.weight", "mlp.gate_proj mlp.up_proj", (2 * ffn, hidden), GATE_UP),

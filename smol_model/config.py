@@ -10,7 +10,7 @@ from smol_config import Section
 
 
 class ModelConfig(Section):
-    """A decoder-only transformer: RMSNorm before each block, grouped-query attention, SwiGLU, no biases."""
+    """A decoder-only transformer: RMSNorm before each block, grouped-query attention, SwiGLU, no biases unless qkv_bias."""
 
     num_layers: PositiveInt
     hidden_size: PositiveInt
@@ -39,6 +39,9 @@ class ModelConfig(Section):
     0-based layers, null means rotary embedding everywhere."""
     qk_norm: bool = False
     """RMSNorm on every query and key head before the rotary embedding."""
+    qkv_bias: bool = False
+    """A bias on the query, key and value projections, as Qwen2 has; zero at first. Weight decay acts on it, as on norms, unless
+    optim.no_weight_decay names it."""
     z_loss: NonNegativeFloat = 0.0
     """Coefficient of the squared log-partition added to each target's loss (PaLM's z-loss; 1e-4 is usual)."""
     init_std: PositiveFloat = 0.02
@@ -80,9 +83,16 @@ class ModelConfig(Section):
 
     @property
     def attention_parameters(self) -> int:
-        """Of one layer: query, key, value and output projections, and the query and key norms if there are any."""
+        """Of one layer: query, key, value and output projections, and the query and key norms and biases if there are any."""
         query, key_value = self.num_attention_heads * self.kv_channels, self.query_groups * self.kv_channels
-        return self.hidden_size * (2 * query + 2 * key_value) + (2 * self.kv_channels if self.qk_norm else 0)
+        return self.hidden_size * (2 * query + 2 * key_value) + self.attention_vector_parameters
+
+    @property
+    def attention_vector_parameters(self) -> int:
+        """Of one layer: the query and key norms and the biases, which are no part of a matrix."""
+        norms = 2 * self.kv_channels if self.qk_norm else 0
+        biases = (self.num_attention_heads + 2 * self.query_groups) * self.kv_channels if self.qkv_bias else 0
+        return norms + biases
 
     @property
     def mlp_parameters(self) -> int:
@@ -114,10 +124,10 @@ class ModelConfig(Section):
     def flops_per_token(self, sequence_length: int) -> int:
         """Forward and backward FLOPs per token with attention counted: six per weight of the matrix products, plus
         12 * layers * heads * head_dim * S for scores and values over the full S x S square, as nanotron and Megatron
-        count (22.07 GFLOP for SmolLM3-3B at 4096). Norms and the embedding look-up are left out; the causal half and
+        count (22.07 GFLOP for SmolLM3-3B at 4096). Norms, biases and the embedding look-up are left out; the causal half and
         document borders are not deducted, so a utilisation from this figure compares with published ones."""
-        norms = 2 * self.kv_channels if self.qk_norm else 0
-        matrices = self.num_layers * (self.attention_parameters - norms + self.mlp_parameters) + self.embedding_parameters
+        layer = self.attention_parameters - self.attention_vector_parameters + self.mlp_parameters
+        matrices = self.num_layers * layer + self.embedding_parameters
         return 6 * matrices + 12 * self.num_layers * self.num_attention_heads * self.kv_channels * sequence_length
 
     def kv_cache_bytes_per_token(self, bytes_per_element: int = 2) -> int:

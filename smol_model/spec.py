@@ -83,6 +83,7 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         # A list, since Megatron-Core refuses an interval that does not divide the layers; 1 = no rotary embedding.

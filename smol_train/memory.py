@@ -141,7 +141,7 @@ def rows_in_flight(parallel: ParallelConfig, stage: int, micro_batches: int) -> 
 
 
 def stage_parameters(model: ModelConfig, tensor: int, pipeline: int, stage: int) -> int:
-    """Parameters on one device of a pipeline stage: matrices are split over TP, norms are whole on each rank.
+    """Parameters on one device of a pipeline stage: matrices and biases are split over TP, norms are whole on each rank.
 
     A tied embedding lies on the first and on the last stage; an untied head on the last.
     """
@@ -155,8 +155,8 @@ def stage_parameters(model: ModelConfig, tensor: int, pipeline: int, stage: int)
 
 def stage_matrices(model: ModelConfig, tensor: int, pipeline: int) -> int:
     """Parameters in the layers' matrices on one device: what Muon updates."""
-    norms = 2 * model.hidden_size + (2 * model.kv_channels if model.qk_norm else 0)
-    return (model.layer_parameters - norms) // tensor * (model.num_layers // pipeline)
+    vectors = 2 * model.hidden_size + model.attention_vector_parameters
+    return (model.layer_parameters - vectors) // tensor * (model.num_layers // pipeline)
 
 
 def optimizer_bytes(config: RunConfig, precision: Precision, parameters: int, matrices: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import LLAMA, QWEN3, SMOLLM3, Command, Run, save_checkpoint
+from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, Run, save_checkpoint
 
 from conversion.__main__ import main
 
@@ -80,6 +80,15 @@ def llama_export(llama_checkpoint: Path) -> Path:
 def qwen3_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
     """The bf16 export of a Qwen3 with tied embeddings and wide heads."""
     checkpoint = save_checkpoint(tmp_path_factory.mktemp("qwen3") / "iter_0000000", QWEN3, torch.bfloat16, byte_tokenizer)
+    folder = checkpoint.parent / "hf"
+    assert main(["to-hf", str(checkpoint), str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen2_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
+    """The bf16 export of a Qwen2 with tied embeddings and grouped queries."""
+    checkpoint = save_checkpoint(tmp_path_factory.mktemp("qwen2") / "iter_0000000", QWEN2, torch.bfloat16, byte_tokenizer)
     folder = checkpoint.parent / "hf"
     assert main(["to-hf", str(checkpoint), str(folder)]) == 0
     return folder

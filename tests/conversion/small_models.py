@@ -42,6 +42,7 @@ QWEN3 = ModelConfig(
     rope_theta=1_000_000,
     qk_norm=True,
 )
+QWEN2 = LLAMA.model_copy(update={"tie_embeddings": True, "num_query_groups": 2, "qkv_bias": True})
 
 
 class Run(NamedTuple):

@@ -34,7 +34,7 @@ def damage(checkpoint: Path) -> None:
 
 SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "unfinished": (lambda c: (c / "COMPLETE").unlink(), [], "has no COMPLETE marker"),
-    "qk_norm": (lambda c: change_run(c, "model", qk_norm=True), [], "model.qk_norm=true with model.no_rope=4"),
+    "qk_norm": (lambda c: change_run(c, "model", qk_norm=True), [], "model.no_rope=4 with model.qk_norm=true: no"),
     "no Llama": (
         lambda c: change_run(c, "model", hidden_size=50, head_dim=8, no_rope=None),
         [],

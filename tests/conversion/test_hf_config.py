@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import LLAMA, QWEN3, SMOLLM3, Command
+from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command
 
 from conversion import ConversionError
 from conversion.families import SpecialIds, from_huggingface, to_huggingface, yarn_factor_of
@@ -168,6 +168,43 @@ def test_frequencies_that_megatron_core_does_not_know_are_refused() -> None:
         from_huggingface(LLAMA_3_2 | {"rope_scaling": scaling}, source="config.json")
 
 
+QWEN_2_5: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+"""config.json of Qwen/Qwen2.5-0.5B, without transformers_version."""
+
+
+def test_the_released_qwen_2_5_comes_and_goes() -> None:
+    model, length = from_huggingface(QWEN_2_5, source="config.json")
+    assert (model.parameters, model.qkv_bias, model.qk_norm, length) == (494_032_768, True, False, 32_768)
+    newer = {"dtype": "bfloat16", "pad_token_id": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    unused = {"sliding_window": None, "rope_scaling": None}
+    released = {name: value for name, value in QWEN_2_5.items() if name != "use_mrope"}  # read by nothing
+    assert to_huggingface(model, SpecialIds(151643, 151643, None), length, "bfloat16") == released | newer | unused
+
+
 @pytest.mark.parametrize("window", [{"use_sliding_window": True, "sliding_window": 16}, {"attention_bias": True}])
 def test_parts_of_a_qwen3_that_the_model_does_not_have_are_refused(window: dict[str, Any]) -> None:
     part = "a sliding window" if "sliding_window" in window else "attention_bias=True"
@@ -184,6 +221,8 @@ def test_parts_of_a_qwen3_that_the_model_does_not_have_are_refused(window: dict[
         LLAMA,
         LLAMA.model_copy(update={"head_dim": 8, "num_query_groups": 1, "tie_embeddings": True}),
         LLAMA.model_copy(update={"llama3_rope_factor": 8.0, "rope_theta": 500_000.0}),
+        QWEN2,
+        QWEN2.model_copy(update={"head_dim": 16, "num_query_groups": 1}),
         QWEN3,
         QWEN3.model_copy(update={"head_dim": None, "tie_embeddings": False, "norm_epsilon": 1e-5}),
     ],
@@ -238,7 +277,7 @@ def test_yarn_is_written_as_smollm3s_card_says_and_read_by_both_generations() ->
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": (
         {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
-        "of architecture GPT2LMHeadModel (model_type 'gpt2'); supported: SmolLM3ForCausalLM, LlamaForCausalLM, Qwen3",
+        "of architecture GPT2LMHeadModel (model_type 'gpt2'); supported: SmolLM3ForCausalLM, LlamaForCausalLM, Qwen2",
     ),
     "another head": ({"architectures": ["SmolLM3ForTokenClassification"]}, "SmolLM3ForTokenClassification"),
     "no architecture": ({"model_type": None, "architectures": None}, "of architecture unnamed"),
@@ -269,7 +308,11 @@ def test_what_the_model_does_not_have_is_refused(name: str, tmp_path: Path, comm
 
 
 def test_models_without_an_architecture_are_refused() -> None:
-    with pytest.raises(ConversionError, match=r"qk_norm=true with model\.no_rope=4: no architecture"):
+    with pytest.raises(ConversionError, match=r"no_rope=4 with model\.qk_norm=true: no architecture"):
         to_huggingface(SMOLLM3.model_copy(update={"qk_norm": True}), SpecialIds(0, 1, 2), 64, "float32")
+    with pytest.raises(
+        ConversionError, match=r"qkv_bias=true only Qwen2ForCausalLM, model\.qk_norm=true only Qwen3ForCausalLM"
+    ):
+        to_huggingface(QWEN3.model_copy(update={"qkv_bias": True}), SpecialIds(0, 1, 2), 64, "float32")
     with pytest.raises(ConversionError, match="hidden_size=50 is not a multiple"):
         to_huggingface(LLAMA.model_copy(update={"hidden_size": 50, "head_dim": 12}), SpecialIds(0, 1, 2), 64, "float32")

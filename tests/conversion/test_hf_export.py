@@ -10,7 +10,7 @@ import transformers
 import yaml
 from ranks import Ranks
 from safetensors.torch import load_file, save_file
-from small_models import LLAMA, QWEN3, SMOLLM3, Command, figures, random_weights, save_split_checkpoint
+from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, figures, random_weights, save_split_checkpoint
 
 from conversion import to_hf
 from conversion.weights import weight_table
@@ -66,7 +66,7 @@ def test_weights_are_the_checkpoints_bit_for_bit(smollm3_export: Path) -> None:
     assert not written
 
 
-@pytest.mark.parametrize("which", ["smollm3_export", "qwen3_export"])
+@pytest.mark.parametrize("which", ["smollm3_export", "qwen2_export", "qwen3_export"])
 def test_the_file_is_the_one_that_transformers_saves(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     export: Path = request.getfixturevalue(which)
     transformers.AutoModelForCausalLM.from_pretrained(export).save_pretrained(tmp_path)
@@ -121,7 +121,7 @@ def test_the_cards_metadata_is_yaml_that_the_hub_reads(smollm3_export: Path) -> 
     assert f"| Parameters | {SMOLLM3.parameters:,} |" in card.text
 
 
-@pytest.mark.parametrize("model", [SMOLLM3, QWEN3], ids=["SmolLM3", "Qwen3"])
+@pytest.mark.parametrize("model", [SMOLLM3, QWEN2, QWEN3], ids=["SmolLM3", "Qwen2", "Qwen3"])
 def test_a_checkpoint_of_many_ranks_exports_the_same(
     model: ModelConfig, ranks: Ranks, byte_tokenizer: Path, tmp_path: Path, command: Command
 ) -> None:

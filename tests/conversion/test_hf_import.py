@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import LLAMA, QWEN3, SMOLLM3, Command
+from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command
 
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping, read_state
@@ -20,7 +20,9 @@ from smol_train.checkpoint_integrity import find
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
-@pytest.mark.parametrize(("which", "model"), [("smollm3_export", SMOLLM3), ("llama_export", LLAMA), ("qwen3_export", QWEN3)])
+@pytest.mark.parametrize(
+    ("which", "model"), [("smollm3_export", SMOLLM3), ("llama_export", LLAMA), ("qwen2_export", QWEN2), ("qwen3_export", QWEN3)]
+)
 def test_there_and_back_gives_the_same_bytes(
     which: str, model: ModelConfig, request: pytest.FixtureRequest, tmp_path: Path, command: Command
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from small_models import LLAMA, QWEN3, SMOLLM3, load, random_weights
+from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, load, random_weights
 
 from conversion import ConversionError
 from conversion.families import SpecialIds, family_of, to_huggingface
@@ -31,6 +31,10 @@ LAYOUTS = {
     ),
     "Llama, frequencies of Llama 3.2": LLAMA.model_copy(
         update={"tie_embeddings": True, "head_dim": 32, "rope_theta": 500_000.0, "llama3_rope_factor": 32.0}
+    ),
+    "Qwen2, tied, grouped": QWEN2,
+    "Qwen2, untied, multi-query, wide heads": QWEN2.model_copy(
+        update={"tie_embeddings": False, "num_query_groups": 1, "head_dim": 16}
     ),
     "Qwen3, tied, grouped, wide heads": QWEN3,
     "Qwen3, untied, multi-head": QWEN3.model_copy(update={"tie_embeddings": False, "num_query_groups": None, "head_dim": None}),
@@ -89,12 +93,13 @@ MISTAKES = (
     "rotary embedding everywhere",
     "documents see each other",
     "query and key norms swapped",
+    "biases not grouped",
 )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
-    model = QWEN3 if mistake == "query and key norms swapped" else SMOLLM3
+    model = {"query and key norms swapped": QWEN3, "biases not grouped": QWEN2}.get(mistake, SMOLLM3)
     weights, changes = exported(model), {}
     if mistake == "gate and up swapped":
         for name in [name for name in weights if "gate_proj" in name]:
@@ -106,6 +111,10 @@ def test_parity_fails_when_the_conversion_is_wrong(mistake: str) -> None:
         weights |= dict(zip(parts, stacked.split([64, 16, 16]), strict=True))
     elif mistake == "rotary embedding everywhere":
         changes = {"no_rope_layers": [1] * SMOLLM3.num_layers}
+    elif mistake == "biases not grouped":
+        parts = [f"model.layers.0.self_attn.{part}_proj.bias" for part in "qkv"]
+        stacked = random_weights(QWEN2, torch.float32)["decoder.layers.0.self_attention.linear_qkv.bias"]
+        weights |= dict(zip(parts, stacked.split([48, 24, 24]), strict=True))
     elif mistake == "query and key norms swapped":
         weights |= {name.replace("q_norm", "k_norm"): weights[name] for name in exported(model) if "q_norm" in name} | {
             name.replace("k_norm", "q_norm"): weights[name] for name in exported(model) if "k_norm" in name
@@ -154,7 +163,7 @@ def test_merge_undoes_split_and_the_table_covers_every_parameter(name: str) -> N
     assert sum(tensor.numel() for tensor in weights.values()) == model.parameters
 
 
-@pytest.mark.parametrize("name", ["SmolLM3, grouped", "Llama, untied", "Qwen3, untied, multi-head"])
+@pytest.mark.parametrize("name", ["SmolLM3, grouped", "Llama, untied", "Qwen2, tied, grouped", "Qwen3, untied, multi-head"])
 def test_keys_and_shapes_are_those_that_megatron_core_stores(name: str) -> None:
     model = LAYOUTS[name]
     network = build_model(model, transformer_config(model, "torch"), "torch", 64)

@@ -22,6 +22,7 @@ MODELS = {
     "SmolLM3's architecture": tiny(),
     "untied embeddings": tiny(tie_embeddings=False),
     "query and key norms": tiny(qk_norm=True),
+    "biases on queries, keys and values": tiny(qkv_bias=True),
 }
 
 

@@ -12,6 +12,7 @@ MODELS = {
     "multi-query attention": tiny(num_query_groups=1),
     "untied embeddings": tiny(tie_embeddings=False),
     "query and key norms": tiny(qk_norm=True),
+    "biases on queries, keys and values": tiny(qkv_bias=True),
     "a head width of its own": tiny(head_dim=32),
     "rotary embedding everywhere": tiny(no_rope=None),
     "no rotary embedding on listed layers": tiny(no_rope=[0, 2]),
@@ -68,7 +69,9 @@ def test_z_loss_equals_the_reference_while_training_and_is_absent_in_evaluation(
         assert errors["eval gradient"] < 2e-6
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "qk_norm": True}], ids=["tied", "untied, qk_norm"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False, "qk_norm": True, "qkv_bias": True}], ids=["tied", "untied, norms, biases"]
+)
 def test_logits_do_not_depend_on_tensor_parallelism(changes: dict, ranks: Ranks) -> None:
     """float32 logits of about 1; the ranks' parts of a row-parallel product are added in another order (seen: 1e-6)."""
     [alone] = ranks.run(model_jobs.gathered_logits, 1, tensor=1, **changes)

@@ -14,7 +14,7 @@ import smol_config
 from smol_config import ConfigError
 from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
-from smol_train.memory import device_memory, layer_activation_bytes, rows_in_flight, stage_parameters
+from smol_train.memory import device_memory, layer_activation_bytes, rows_in_flight, stage_matrices, stage_parameters
 from smol_train.plan import dry_run, main, plan
 from smol_train.plan_text import render
 
@@ -256,9 +256,12 @@ def test_an_interleaved_run_plans_on_groups_of_micro_batches(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_stage_parameters_add_up_to_the_model(tie: bool, qk_norm: bool) -> None:
-    model = small(model={"tie_embeddings": tie, "qk_norm": qk_norm}).model
+@pytest.mark.parametrize(("qk_norm", "qkv_bias"), [(False, False), (True, False), (False, True)])
+def test_stage_parameters_add_up_to_the_model(tie: bool, qk_norm: bool, qkv_bias: bool) -> None:
+    model = small(model={"tie_embeddings": tie, "qk_norm": qk_norm, "qkv_bias": qkv_bias}).model
+    plain = small(model={"tie_embeddings": tie}).model
+    assert model.flops_per_token(64) == plain.flops_per_token(64), "of matrices only"
+    assert stage_matrices(model, 1, 1) == stage_matrices(plain, 1, 1)
     assert stage_parameters(model, 1, 1, 0) == model.parameters
     copies = model.embedding_parameters if tie else 0  # the last stage keeps a copy of a tied embedding
     assert sum(stage_parameters(model, 1, 4, stage) for stage in range(4)) == model.parameters + copies
