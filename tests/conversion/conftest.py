@@ -11,6 +11,7 @@ import torch
 from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, Run, save_checkpoint
 
 from conversion.__main__ import main
+from smol_model.config import ModelConfig
 
 
 @pytest.fixture
@@ -76,22 +77,24 @@ def llama_export(llama_checkpoint: Path) -> Path:
     return folder
 
 
+def bf16_export(root: Path, model: ModelConfig, tokenizer: Path) -> Path:
+    """The bf16 export of a model with random weights."""
+    checkpoint = save_checkpoint(root / "iter_0000000", model, torch.bfloat16, tokenizer)
+    folder = root / "hf"
+    assert main(["to-hf", str(checkpoint), str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def qwen3_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
     """The bf16 export of a Qwen3 with tied embeddings and wide heads."""
-    checkpoint = save_checkpoint(tmp_path_factory.mktemp("qwen3") / "iter_0000000", QWEN3, torch.bfloat16, byte_tokenizer)
-    folder = checkpoint.parent / "hf"
-    assert main(["to-hf", str(checkpoint), str(folder)]) == 0
-    return folder
+    return bf16_export(tmp_path_factory.mktemp("qwen3"), QWEN3, byte_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def qwen2_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> Path:
     """The bf16 export of a Qwen2 with tied embeddings and grouped queries."""
-    checkpoint = save_checkpoint(tmp_path_factory.mktemp("qwen2") / "iter_0000000", QWEN2, torch.bfloat16, byte_tokenizer)
-    folder = checkpoint.parent / "hf"
-    assert main(["to-hf", str(checkpoint), str(folder)]) == 0
-    return folder
+    return bf16_export(tmp_path_factory.mktemp("qwen2"), QWEN2, byte_tokenizer)
 
 
 @pytest.fixture
