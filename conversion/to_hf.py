@@ -4,10 +4,11 @@ Everything is written to HF_DIR.partial, verified there, and only then renamed. 
 was (absent, as a rule) and HF_DIR.partial is left beside it with the reason in parity.json.
 """
 
+import argparse
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ from smol_train.checkpoint_integrity import find
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the two paths."""
+    """How an export is made."""
 
     dtype: str = "bf16"
     shard_size: str = "5GB"
     tokenizer: str | None = None
     text: Path | None = None
-    overwrite: bool = False
     yarn: float = 1.0
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Options":
+        """The options among a command's arguments."""
+        return cls(**{field.name: getattr(arguments, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,10 @@ class _Export:
     yarn_factor: float
 
 
-def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
+def run(checkpoint_path: Path, hf_dir: Path, options: Options, overwrite: bool = False) -> None:
     """The command. Raises ConversionError with nothing written on bad input, ParityError when the export is not equal."""
     shard_bytes = parse_size(options.shard_size)
-    _check_target(hf_dir, options.overwrite)
+    _check_target(hf_dir, overwrite)
     if options.text is not None and not options.text.is_file():
         raise ConversionError(f"--text {options.text} is not a file; give a text file")
     if not 1 <= options.yarn < float("inf"):
@@ -69,11 +74,12 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options) -> None:
     print(f"exporting {export.folder} as {family_of(export.model).architecture}, {options.dtype}, to {partial}", flush=True)
     try:
         write_weights(export.reader, export.model, partial, export.dtype, export.shard_bytes)
-        _write_texts(export, partial, hf_dir.name)
+        _write_texts(export, partial)
     except BaseException:  # a damaged checkpoint, a full disk, Ctrl-C: half an export serves nobody
         shutil.rmtree(partial)
         raise
-    verify_partial(export.folder, partial, options.text)
+    figures = verify_partial(export.folder, partial, options.text)
+    _write_card(export, partial, hf_dir.name, figures)
     _rename(partial, hf_dir)
     print(f"wrote {hf_dir}")
 
@@ -104,8 +110,8 @@ def write_weights(reader: MegatronReader, model: ModelConfig, target: Path, dtyp
         print(f"weights: {len(writer.files)} file{'s' if len(writer.files) > 1 else ''} in {target}", flush=True)
 
 
-def _write_texts(export: _Export, target: Path, name: str) -> None:
-    """Configuration, generation configuration, tokenizer and model card."""
+def _write_texts(export: _Export, target: Path) -> None:
+    """Configuration, generation configuration and tokenizer."""
     version = _transformers_version()
     dtype = str(export.dtype).removeprefix("torch.")
     config = to_huggingface(export.model, export.ids, export.sequence_length, dtype, export.yarn_factor)
@@ -113,16 +119,23 @@ def _write_texts(export: _Export, target: Path, name: str) -> None:
     ids = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
     _write_json(target / "generation_config.json", ids | {"transformers_version": version})
     tokenizer_files.copy(export.tokenizer, target)
+
+
+def _write_card(export: _Export, target: Path, name: str, parity: dict[str, Any]) -> None:
+    """README.md, last, since it tells the figures of parity.json."""
     state = read_state(export.folder)
     length = f"{export.sequence_length:,} tokens"
     if export.yarn_factor > 1:
-        length += f", read with YaRN up to {config['max_position_embeddings']:,}"
+        length += f", read with YaRN up to {int(export.sequence_length * export.yarn_factor):,}"
     card = model_card(name, export.model, family_of(export.model), length, state.step, state.tokens)
     (target / "README.md").write_text(card, encoding="utf8")
 
 
-def verify_partial(folder: Path, partial: Path, text: Path | None) -> None:
-    """Verify an export before it gets its name and write its parity.json, also when verification itself breaks."""
+def verify_partial(folder: Path, partial: Path, text: Path | None) -> dict[str, Any]:
+    """Verify an export before it gets its name and write its parity.json, also when verification itself breaks.
+
+    Returns the figures; raises ParityError when they do not pass.
+    """
     written = partial / "parity.json"
     try:
         figures = verify(folder, partial, text)
@@ -133,6 +146,7 @@ def verify_partial(folder: Path, partial: Path, text: Path | None) -> None:
     write_parity(written, figures)
     print(summary(figures), flush=True)
     raise_unless_passed(figures, written)
+    return figures
 
 
 def parse_size(text: str) -> int:

@@ -1,0 +1,153 @@
+"""The arguments of `python -m conversion`: for each command one function that declares them and one that calls its module.
+
+Those modules import torch, Megatron-Core and transformers, so they are imported when a command runs: --help answers at once.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+Commands = Any
+"""What add_subparsers() returns; argparse does not make its type public."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion",
+        description="Megatron-Core checkpoint <-> Hugging Face folder, verified. Runs on the CPU in one process.",
+        epilog="A CHECKPOINT is an iter_* folder, or a run's folder: its newest whole checkpoint.\n"
+        "example: python -m conversion to-hf runs/smollm3 runs/smollm3/hf/step_1000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add_command in (_add_to_hf, _add_from_hf, _add_verify, _add_merge):
+        add_command(commands)
+    return parser
+
+
+def _add(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example: python -m conversion {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return command
+
+
+def _add_checkpoint(command: argparse.ArgumentParser) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="an iter_* folder, or a run's folder")
+
+
+def _add_text(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text", metavar="FILE", type=Path, help="also compare the perplexity on this UTF-8 text")
+
+
+# --- to-hf -----------------------------------------------------------------------------------------------------------------
+
+
+def _add_to_hf(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "to-hf",
+        "Export a checkpoint as a folder that transformers loads, after proving that both compute the same.",
+        "to-hf runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --dtype bf16",
+    )
+    _add_checkpoint(command)
+    command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to make; HF_DIR.partial until it is verified")
+    _add_export_options(command)
+    command.add_argument("--overwrite", action="store_true", help="replace HF_DIR, once the new export is verified")
+    command.set_defaults(run=_to_hf)
+
+
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    """What to-hf and export both take."""
+    command.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the weights (default bf16)")
+    command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest weight file, such as 500MB (default 5GB)")
+    command.add_argument("--tokenizer", metavar="T", help="tokenizer folder or Hub name (default: the run's data.tokenizer)")
+    command.add_argument(
+        "--yarn",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="have readers stretch the context to FACTOR times the training length (YaRN; SmolLM3: 2, for 128k from 64k)",
+    )
+    _add_text(command)
+
+
+def _to_hf(options: argparse.Namespace) -> None:
+    from conversion import to_hf
+
+    to_hf.run(options.checkpoint, options.hf_dir, to_hf.Options.of(options), overwrite=options.overwrite)
+
+
+# --- from-hf ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_from_hf(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "from-hf",
+        "Make a weights-only checkpoint of a SmolLM3, Llama, Qwen2 or Qwen3 folder; start a run from it with start_from.",
+        "from-hf SmolLM3-3B-Base runs/from_hub/iter_0000000",
+    )
+    command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder with config.json and safetensors files")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder to make")
+    command.set_defaults(run=_from_hf)
+
+
+def _from_hf(options: argparse.Namespace) -> None:
+    from conversion import from_hf
+
+    from_hf.run(options.hf_dir, options.checkpoint)
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_verify(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "verify",
+        "Compare the weights, logits and perplexity of a checkpoint and a Hugging Face folder.",
+        "verify runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --text held_out.txt",
+    )
+    _add_checkpoint(command)
+    command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to compare with")
+    command.add_argument("--output", metavar="FILE", type=Path, help="where the figures go (default: HF_DIR/parity.json)")
+    _add_text(command)
+    command.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from conversion import verify
+
+    verify.run(options.checkpoint, options.hf_dir, options.text, options.output)
+
+
+# --- merge -----------------------------------------------------------------------------------------------------------------
+
+
+def _add_merge(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "merge",
+        "Add up the weights of Hugging Face folders of one architecture: a linear merge, or a soup.",
+        "merge runs/merged --models runs/apo/hf=0.9 runs/long/hf=0.1",
+    )
+    command.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder to make; OUT_DIR.partial until it is whole")
+    recipe = command.add_mutually_exclusive_group(required=True)
+    recipe.add_argument("--models", nargs="+", metavar="FOLDER=WEIGHT", help="what to add up; the weights sum to 1")
+    recipe.add_argument(
+        "--config", metavar="FILE", type=Path, help="a YAML file with models:, which may be averages themselves"
+    )
+    command.set_defaults(run=_merge)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from conversion import merge, merge_recipe
+
+    models: list[str] | None = options.models
+    merge.run(options.out_dir, merge_recipe.from_arguments(models) if models else merge_recipe.from_file(options.config))
