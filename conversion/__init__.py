@@ -6,8 +6,13 @@
     safetensors_files.py  Hugging Face weight files: streaming writer, lazy reader
     tokenizer_files.py    tokenizer folder or Hub name -> files and special ids
     parity.py             logits, top-1 and perplexity of two models on the same tokens
-    verify.py, to_hf.py, from_hf.py, model_card.py    the commands
-    merge.py, merge_recipe.py                         weighted sums of Hugging Face folders
+    verify.py, to_hf.py, from_hf.py                   the commands
+    model_card.py         README.md of an export; training_record.py is what it tells of the training
+    inspect_weights.py    what is in a checkpoint or a folder, how two differ: inspect_{sources,numbers,text}.py
+    merge.py, merge_recipe.py                         weighted sums of Hugging Face folders; other merges: merge_mergekit.py
+    push.py, upload/      a Hugging Face folder -> the Hub, S3
+    export.py             all checkpoints of a run while it trains: export_records.py is what is on disk,
+                          background.py the children that do the work, service.py signals and patience
 
 Everything runs in one process on the CPU and holds about one tensor at a time, except the comparison of logits, which
 loads one model after the other in fp32.
@@ -23,3 +28,11 @@ class ConversionError(UserError):
 
 class ParityError(ConversionError):
     """The two sides do not compute the same."""
+
+
+class Unreachable(ConversionError):
+    """A place that does not answer as it should: the same command may succeed later, after `wait` seconds or more."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait

@@ -1,8 +1,9 @@
 """Entry of `python -m conversion`: run one command, turn a user's mistake into one sentence and an exit code.
 
-Exit codes: 0 done, 1 the two sides are not equal, 2 bad input (nothing changed).
+Exit codes: 0 done, 1 the two sides are not equal, 2 bad input (nothing changed; export: something was not exported).
 """
 
+import ctypes
 import os
 import sys
 import warnings
@@ -37,6 +38,14 @@ def _alone_on_the_cpu() -> None:
         os.environ.pop(name, None)
 
 
+def _give_freed_memory_back() -> None:
+    """Have glibc return every freed block of a megabyte or more at once. It keeps those below 32 MB, such as a layer's smaller
+    matrices: with one in memory at a time, a model of 3 billion parameters took 3.3 GB instead of 1.1 (measured)."""
+    m_mmap_threshold = -3  # malloc.h
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
+
+
 if __name__ == "__main__":  # saving a checkpoint spawns a process that imports this module again
     _alone_on_the_cpu()
+    _give_freed_memory_back()
     sys.exit(main())

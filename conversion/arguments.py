@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add_command in (_add_to_hf, _add_from_hf, _add_verify, _add_merge):
+    for add_command in (_add_to_hf, _add_from_hf, _add_verify, _add_merge, _add_push, _add_inspect, _add_export):
         add_command(commands)
     return parser
 
@@ -74,7 +74,13 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help="have readers stretch the context to FACTOR times the training length (YaRN; SmolLM3: 2, for 128k from 64k)",
     )
+    command.add_argument("--license", metavar="ID", help="license for the card, as the Hub names it, such as apache-2.0")
     _add_text(command)
+    _add_allow_nan(command)
+
+
+def _add_allow_nan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--allow-nan", action="store_true", help="convert weights that hold NaN or Inf all the same")
 
 
 def _to_hf(options: argparse.Namespace) -> None:
@@ -95,13 +101,14 @@ def _add_from_hf(commands: Commands) -> None:
     )
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder with config.json and safetensors files")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder to make")
+    _add_allow_nan(command)
     command.set_defaults(run=_from_hf)
 
 
 def _from_hf(options: argparse.Namespace) -> None:
     from conversion import from_hf
 
-    from_hf.run(options.hf_dir, options.checkpoint)
+    from_hf.run(options.hf_dir, options.checkpoint, options.allow_nan)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------------
@@ -118,13 +125,16 @@ def _add_verify(commands: Commands) -> None:
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to compare with")
     command.add_argument("--output", metavar="FILE", type=Path, help="where the figures go (default: HF_DIR/parity.json)")
     _add_text(command)
+    command.add_argument(
+        "--memory", default="8GB", metavar="SIZE", help="where both models in fp32 take more, a matrix at a time (default 8GB)"
+    )
     command.set_defaults(run=_verify)
 
 
 def _verify(options: argparse.Namespace) -> None:
     from conversion import verify
 
-    verify.run(options.checkpoint, options.hf_dir, options.text, options.output)
+    verify.run(options.checkpoint, options.hf_dir, options.text, options.output, options.memory)
 
 
 # --- merge -----------------------------------------------------------------------------------------------------------------
@@ -151,3 +161,92 @@ def _merge(options: argparse.Namespace) -> None:
 
     models: list[str] | None = options.models
     merge.run(options.out_dir, merge_recipe.from_arguments(models) if models else merge_recipe.from_file(options.config))
+
+
+# --- push ------------------------------------------------------------------------------------------------------------------
+
+
+def _add_push(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "push",
+        "Upload a Hugging Face folder to the Hub, to S3 or to another URL; what is there already is not sent again.",
+        "push runs/smollm3/hf/step_40000 my-org/smollm3-checkpoints --revision stage1-step-40000",
+    )
+    command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a whole Hugging Face folder")
+    command.add_argument("target", metavar="TARGET", help="namespace/name on the Hub, s3://BUCKET/PREFIX or another URL")
+    command.add_argument("--dry-run", action="store_true", help="list what would be sent and what is there, and change nothing")
+    hub = command.add_argument_group("on the Hub", "its token comes from HF_TOKEN or from: hf auth login")
+    hub.add_argument("--revision", metavar="R", help="branch, made when it is missing (default main)")
+    hub.add_argument("--tag", metavar="T", help="tag the commit")
+    hub.add_argument("--public", action="store_true", help="make a new repository public, not private")
+    hub.add_argument("--message", metavar="M", help="title of the commit (default: Upload and the folder's name)")
+    command.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from conversion import push
+
+    push.run(options.hf_dir, options.target, push.Options.of(options), options.dry_run)
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "inspect",
+        "Show what is in a checkpoint or a Hugging Face folder, or how two of them differ.",
+        "inspect runs/smollm3/iter_0001000 runs/smollm3/iter_0002000",
+    )
+    command.add_argument("path", metavar="PATH", type=Path, help="a checkpoint, a run's folder or a Hugging Face folder")
+    command.add_argument("other", metavar="PATH", type=Path, nargs="?", help="a second one, to compare with")
+    command.add_argument("--tensors", action="store_true", help="a row for each tensor, not for each kind over the layers")
+    command.add_argument("--shapes-only", action="store_true", help="do not read the weights: names, shapes and dtypes")
+    command.add_argument("--json", metavar="FILE", type=Path, help="also write everything there as JSON; - instead of the text")
+    command.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from conversion import inspect_weights
+
+    inspect_weights.run(options.path, options.other, options.tensors, options.shapes_only, options.json)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_export(commands: Commands) -> None:
+    command = _add(
+        commands,
+        "export",
+        "Export every checkpoint of a run to RUN/hf/step_N, once, while it trains; with --push, each to a branch of its own.",
+        "export --watch runs/smollm3 --push my-org/smollm3-checkpoints",
+    )
+    command.add_argument("--watch", metavar="RUN", type=Path, required=True, help="the run's folder; it may not be there yet")
+    command.add_argument("--push", metavar="REPO", help="namespace/name on the Hub, or a URL such as s3://bucket/prefix")
+    command.add_argument("--every", type=_positive, default=60.0, metavar="SECONDS", help="between two looks (default 60)")
+    command.add_argument("--once", action="store_true", help="end after the checkpoints that are there now")
+    command.add_argument("--retry-failed", action="store_true", help="try again what failed, once")
+    command.add_argument("--threads", type=_at_least_one, default=1, metavar="N", help="for arithmetic (default 1)")
+    _add_export_options(command)
+    command.set_defaults(run=_export)
+
+
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return number
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return number
+
+
+def _export(options: argparse.Namespace) -> None:
+    from conversion import export
+
+    export.run(options)

@@ -152,7 +152,8 @@ def _smollm3(model: ModelConfig) -> dict[str, Any]:
         "layer_types": ["full_attention"] * model.num_layers,
         # Read by nothing while no layer has a sliding window; the released configuration has it.
         "max_window_layers": 28,
-        "no_rope_layers": [int(layer not in without_rope) for layer in range(model.num_layers)],  # 1 = has rotary embedding
+        # 1 = has rotary embedding. llama.cpp reads neither this nor the interval: it takes every 4th layer for one without.
+        "no_rope_layers": [int(layer not in without_rope) for layer in range(model.num_layers)],
         "sliding_window": None,
         "use_sliding_window": False,
     }

@@ -1,25 +1,28 @@
 """`from-hf`: Hugging Face folder -> weights-only checkpoint, from which a run starts with `start_from`.
 
-The checkpoint's run.yaml holds what the folder says: `model:`, and under `data:` the tokenizer (the folder itself) and the
-sequence length. Weights keep the folder's dtype; the trainer casts them to the run's.
+Tensors are read when they are written, one by each of the two processes that write. The checkpoint's run.yaml holds what
+the folder says: `model:`, and under `data:` the tokenizer (the folder itself) and the sequence length. Weights keep the
+folder's dtype; the trainer casts them to the run's.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing import ShardedTensor
+from torch import Tensor
 
 from conversion import ConversionError
 from conversion.families import from_huggingface
 from conversion.safetensors_files import SafetensorsReader, check_folder
-from conversion.weights import weight_table
+from conversion.weights import check_finite, weight_table
 from smol_model.config import ModelConfig
 from smol_train import checkpoint
 from smol_train.parallel import ParallelConfig, process_groups
 
 
-def run(hf_dir: Path, folder: Path) -> None:
+def run(hf_dir: Path, folder: Path, allow_nan: bool = False) -> None:
     """The command. Raises ConversionError, with nothing written, on anything that a checkpoint cannot hold faithfully."""
     if folder.exists():
         raise ConversionError(f"{folder} exists; give a checkpoint folder that does not, such as {folder}_new/iter_0000000")
@@ -27,23 +30,31 @@ def run(hf_dir: Path, folder: Path) -> None:
     weights = SafetensorsReader(hf_dir)
     check_folder(weights, model, str(hf_dir))
     _ = weights.dtype  # several, or one that is not a float, are refused
+    if not allow_nan:
+        for name in weights.shapes:
+            check_finite(weights.read(name), name, str(hf_dir))
     mapping = {
         "model": model.model_dump(mode="json", exclude_none=True) | {"max_sequence_length": sequence_length},
         "data": {"tokenizer": str(hf_dir.resolve()), "sequence_length": sequence_length},
     }
     print(f"converting {hf_dir}: {model.parameters:,} parameters", flush=True)
     with process_groups(ParallelConfig(), seed=0):
-        checkpoint.write_weights_only(folder, sharded_weights(weights, model), mapping)
+        write_weights(weights, model, folder, mapping)
     print(f"wrote {folder}")
 
 
-def sharded_weights(weights: SafetensorsReader, model: ModelConfig) -> dict[str, Any]:
+def write_weights(weights: SafetensorsReader, model: ModelConfig, folder: Path, mapping: dict[str, Any]) -> None:
     """All weights under their Megatron-Core keys, each as one piece; a run with more ranks cuts them when it loads."""
-    state: dict[str, Any] = {}
-    for weight in weight_table(model):
-        tensor = weight.merge([weights.read(name) for name in weight.huggingface], model)
-        state[weight.megatron] = ShardedTensor.from_rank_offsets(weight.megatron, tensor.contiguous())
-    return state
+    table = {weight.megatron: weight for weight in weight_table(model)}
+
+    def read(key: str) -> Tensor:
+        return table[key].merge([weights.read(name) for name in table[key].huggingface], model)
+
+    planned = {
+        key: ShardedTensor.from_rank_offsets(key, torch.empty(weight.shape, dtype=weights.dtype, device="meta"))
+        for key, weight in table.items()
+    }
+    checkpoint.write_weights_only(folder, planned, mapping, read)
 
 
 def read_config(hf_dir: Path) -> dict[str, Any]:

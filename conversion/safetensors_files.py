@@ -114,25 +114,27 @@ class SafetensorsReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._handles: dict[str, Any] = {}
+        self.shapes: dict[str, Shape] = {}
+        """Shape of every tensor, from the headers."""
+        self.codes: dict[str, str] = {}
+        """The file format's name of every tensor's dtype, such as BF16."""
         self._folder = folder
+        self._paths: dict[str, Path] = {}
         self.files = [folder / name for name in _weight_files(folder)]
         for path in self.files:
             try:
-                handle = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118  not a mapping
+                        part = file.get_slice(name)
+                        self.shapes[name], self._paths[name] = tuple(part.get_shape()), path
+                        self.codes[name] = part.get_dtype()
             except (SafetensorError, OSError) as error:
                 raise ConversionError(f"{path} cannot be read ({error}); fetch or write it again") from error
-            self._handles |= dict.fromkeys(handle.keys(), handle)
-
-    @property
-    def shapes(self) -> dict[str, Shape]:
-        """Shape of every tensor, from the headers."""
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._handles.items()}
 
     @property
     def dtype(self) -> torch.dtype:
         """The one dtype of all tensors; raises ConversionError where there are several or one that is not for weights."""
-        codes = {handle.get_slice(name).get_dtype() for name, handle in self._handles.items()}
+        codes = set(self.codes.values())
         known = [dtype for dtype, code in _CODES.items() if {code} == codes]
         if not known:
             raise ConversionError(
@@ -140,9 +142,11 @@ class SafetensorsReader:
             )
         return known[0]
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU in its stored dtype."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor, or some rows of it, on the CPU in its stored dtype; its memory is the file's, mapped."""
+        # Opened anew: what was read through one mapping stays in memory until that is closed.
+        with safe_open(self._paths[name], framework="pt") as file:
+            tensor: Tensor = file.get_slice(name)[rows] if rows else file.get_tensor(name)
         return tensor
 
 

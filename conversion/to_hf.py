@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ import torch
 from conversion import ConversionError, tokenizer_files
 from conversion.families import SpecialIds, check_yarn, family_of, to_huggingface
 from conversion.megatron_reader import MegatronReader
-from conversion.model_card import model_card
+from conversion.model_card import Exported, model_card
+from conversion.progress import shown
 from conversion.safetensors_files import DTYPES, SafetensorsWriter
-from conversion.verify import raise_unless_passed, sequence_length_of, summary, verify, write_parity
-from conversion.weights import huggingface_shapes, weight_table
+from conversion.sizes import parse_size
+from conversion.training_record import Record, read_record
+from conversion.verify import QUICK, Form, raise_unless_passed, sequence_length_of, table, verify, write_parity
+from conversion.weights import check_finite, huggingface_shapes, weight_table
 from smol_model.config import ModelConfig
-from smol_train.checkpoint_folder import read_model_config, read_run_mapping, read_state
+from smol_train.checkpoint_folder import read_model_config, read_run_mapping
 from smol_train.checkpoint_integrity import find
 
 
@@ -35,6 +38,8 @@ class Options:
     tokenizer: str | None = None
     text: Path | None = None
     yarn: float = 1.0
+    allow_nan: bool = False
+    license: str | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "Options":
@@ -55,33 +60,47 @@ class _Export:
     dtype: torch.dtype
     shard_bytes: int
     yarn_factor: float
+    license: str | None
+    end_of_turn: int | None
+    record: Record
 
 
 def run(checkpoint_path: Path, hf_dir: Path, options: Options, overwrite: bool = False) -> None:
     """The command. Raises ConversionError with nothing written on bad input, ParityError when the export is not equal."""
-    shard_bytes = parse_size(options.shard_size)
+    shard_bytes = check(options)
     _check_target(hf_dir, overwrite)
-    if options.text is not None and not options.text.is_file():
-        raise ConversionError(f"--text {options.text} is not a file; give a text file")
-    if not 1 <= options.yarn < float("inf"):
-        raise ConversionError(f"--yarn {options.yarn} must be 1 (off) or above, such as 2 for twice the sequence length")
     export = _prepare(find(checkpoint_path), options, shard_bytes)
     partial = hf_dir.with_name(hf_dir.name + ".partial")
     if partial.exists():
         print(f"removing {partial}, left by an export that did not finish")
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
     print(f"exporting {export.folder} as {family_of(export.model).architecture}, {options.dtype}, to {partial}", flush=True)
     try:
-        write_weights(export.reader, export.model, partial, export.dtype, export.shard_bytes)
+        partial.mkdir(parents=True)
+        write_weights(export, partial, options.allow_nan)
         _write_texts(export, partial)
-    except BaseException:  # a damaged checkpoint, a full disk, Ctrl-C: half an export serves nobody
-        shutil.rmtree(partial)
+    except BaseException as error:  # a damaged checkpoint, a full disk, Ctrl-C: half an export serves nobody
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConversionError(f"{hf_dir} was not made ({error}); make room or choose another HF_DIR") from error
         raise
-    figures = verify_partial(export.folder, partial, options.text)
+    figures = verify_partial(export.folder, partial, options.text, replace(QUICK, nan_is_equal=options.allow_nan))
     _write_card(export, partial, hf_dir.name, figures)
     _rename(partial, hf_dir)
     print(f"wrote {hf_dir}")
+
+
+def check(options: Options) -> int:
+    """Raise ConversionError for options that suit no checkpoint; returns the largest size of a weight file, in bytes."""
+    if options.text is not None and not options.text.is_file():
+        raise ConversionError(f"--text {options.text} is not a file; give a text file")
+    if not 1 <= options.yarn < float("inf"):
+        raise ConversionError(f"--yarn {options.yarn} must be 1 (off) or above, such as 2 for twice the sequence length")
+    if options.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", options.license):
+        raise ConversionError(
+            f"--license {options.license!r} is not an identifier of the Hub; write one such as apache-2.0 or mit"
+        )
+    return parse_size("--shard-size", options.shard_size)
 
 
 def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
@@ -94,20 +113,34 @@ def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
     if not name:
         raise ConversionError(f"{folder / 'run.yaml'} names no data.tokenizer; give one with --tokenizer")
     tokenizer = tokenizer_files.locate(name)
-    ids = tokenizer_files.special_ids(tokenizer_files.load(tokenizer, model.vocab_size))
-    return _Export(folder, model, sequence_length, reader, tokenizer, ids, DTYPES[options.dtype], shard_bytes, options.yarn)
+    loaded = tokenizer_files.load(tokenizer, model.vocab_size)
+    return _Export(
+        folder,
+        model,
+        sequence_length,
+        reader,
+        tokenizer,
+        tokenizer_files.special_ids(loaded),
+        DTYPES[options.dtype],
+        shard_bytes,
+        options.yarn,
+        options.license,
+        tokenizer_files.end_of_turn(loaded),
+        read_record(folder),
+    )
 
 
-def write_weights(reader: MegatronReader, model: ModelConfig, target: Path, dtype: torch.dtype, shard_bytes: int) -> None:
-    """Stream all weights into safetensors files in `target`, rounded to `dtype`."""
-    table = weight_table(model)
-    with SafetensorsWriter(target, huggingface_shapes(model), dtype, shard_bytes) as writer:
-        for done, weight in enumerate(table, start=1):
-            for name, tensor in weight.split(reader.read(weight.megatron), model).items():
-                writer.write(name, tensor)
-            if done * 10 // len(table) > (done - 1) * 10 // len(table):
-                print(f"weights: {done} of {len(table)} tensors", flush=True)
-        print(f"weights: {len(writer.files)} file{'s' if len(writer.files) > 1 else ''} in {target}", flush=True)
+def write_weights(export: _Export, target: Path, allow_nan: bool) -> None:
+    """Stream all weights into safetensors files in `target`; raises ConversionError for NaN or Inf that is not allowed."""
+    table, model = weight_table(export.model), export.model
+    with SafetensorsWriter(target, huggingface_shapes(model), export.dtype, export.shard_bytes) as writer:
+        for weight in shown(table, "weights"):
+            tensor = export.reader.read(weight.megatron).to(export.dtype)  # rounding makes no NaN, but may make Inf
+            if not allow_nan:
+                check_finite(tensor, weight.megatron, f"checkpoint {export.folder}")
+            for name, part in weight.split(tensor, model).items():
+                writer.write(name, part)
+    print(f"weights written: {len(writer.files)} file{'s' if len(writer.files) > 1 else ''} in {target}", flush=True)
 
 
 def _write_texts(export: _Export, target: Path) -> None:
@@ -116,48 +149,37 @@ def _write_texts(export: _Export, target: Path) -> None:
     dtype = str(export.dtype).removeprefix("torch.")
     config = to_huggingface(export.model, export.ids, export.sequence_length, dtype, export.yarn_factor)
     _write_json(target / "config.json", config | {"transformers_version": version})
-    ids = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
+    ids: dict[str, Any] = {f"{key}_token_id": value for key, value in export.ids._asdict().items() if value is not None}
+    if export.end_of_turn is not None:  # either ends what is generated: a text, or an answer in a chat
+        ids["eos_token_id"] = [token for token in (export.ids.eos, export.end_of_turn) if token is not None]
     _write_json(target / "generation_config.json", ids | {"transformers_version": version})
     tokenizer_files.copy(export.tokenizer, target)
 
 
 def _write_card(export: _Export, target: Path, name: str, parity: dict[str, Any]) -> None:
     """README.md, last, since it tells the figures of parity.json."""
-    state = read_state(export.folder)
-    length = f"{export.sequence_length:,} tokens"
-    if export.yarn_factor > 1:
-        length += f", read with YaRN up to {int(export.sequence_length * export.yarn_factor):,}"
-    card = model_card(name, export.model, family_of(export.model), length, state.step, state.tokens)
+    dtype = str(export.dtype).removeprefix("torch.")
+    told = Exported(export.model, family_of(export.model), export.sequence_length, export.yarn_factor, dtype, export.license)
+    card = model_card(name, told, export.record, parity)
     (target / "README.md").write_text(card, encoding="utf8")
 
 
-def verify_partial(folder: Path, partial: Path, text: Path | None) -> dict[str, Any]:
+def verify_partial(folder: Path, partial: Path, text: Path | None, form: Form) -> dict[str, Any]:
     """Verify an export before it gets its name and write its parity.json, also when verification itself breaks.
 
     Returns the figures; raises ParityError when they do not pass.
     """
     written = partial / "parity.json"
     try:
-        figures = verify(folder, partial, text)
+        figures = verify(folder, partial, text, form)
     except Exception as error:
         write_parity(written, {"passed": False, "reason": f"verification did not finish: {error}"})
         print(f"the export was not verified and stays at {partial}, with the reason in parity.json", flush=True)
         raise
     write_parity(written, figures)
-    print(summary(figures), flush=True)
+    print(table(figures), flush=True)
     raise_unless_passed(figures, written)
     return figures
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB, 500MB or 2GiB; raises ConversionError for anything else."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
-    if not match or not float(match[1]):
-        raise ConversionError(
-            f"--shard-size {text!r} is not a size; write a number with KB, MB, GB, KiB, MiB or GiB, such as 5GB"
-        )
-    return int(float(match[1]) * units[match[2]])
 
 
 def _check_target(hf_dir: Path, overwrite: bool) -> None:

@@ -64,6 +64,24 @@ def special_ids(tokenizer: Any) -> SpecialIds:
     return SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The special id that the chat template puts after an assistant's words, where that is not the end-of-text id.
+
+    None without a template, for one that ends turns otherwise, and for one that asks for more than messages.
+    """
+    if not tokenizer.chat_template:
+        return None
+    words = "The tide is out."
+    chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": words}]
+    try:
+        after = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(words)[2]
+    except Exception:  # whatever the template's own code does without what it asks for
+        return None
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return ids[0] if ids and ids[0] in special and ids[0] != tokenizer.eos_token_id else None
+
+
 def copy(folder: Path, target: Path) -> list[str]:
     """Copy the tokenizer's files into `target`; returns their names."""
     names = files(folder)

@@ -6,52 +6,91 @@
    table, a wrong configuration.
 
 Both sides compute in fp32 with the folder's weights (the checkpoint's are rounded to the folder's dtype first), so a bf16
-export is held to the same tolerance as an fp32 one.
+export is held to the same tolerance as an fp32 one. Models that are too large to be held are streamed (networks.py).
 """
 
 import importlib.metadata
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from conversion import ConversionError, ParityError, tokenizer_files
 from conversion.families import yarn_factor_of
 from conversion.megatron_reader import MegatronReader
-from conversion.parity import FIXED_TEXT, Forward, Row, Side, compare, fixed_rows, measure, text_rows
+from conversion.networks import MegatronNetwork, TransformersNetwork
+from conversion.parity import (
+    FIXED_TEXT,
+    QUICK_WINDOW,
+    WINDOW,
+    Row,
+    compare,
+    compare_greedy,
+    fixed_rows,
+    text_rows,
+)
+from conversion.progress import shown
 from conversion.safetensors_files import DTYPES, SafetensorsReader, check_folder
+from conversion.sizes import parse_size
 from conversion.weights import weight_table
 from smol_model.config import ModelConfig
-from smol_model.spec import build_model, transformer_config
-from smol_train import checkpoint
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping
 from smol_train.checkpoint_integrity import find
 from smol_train.parallel import ParallelConfig, process_groups
 
+_BLOCK_BYTES = 64 * 2**20
+"""Of a tensor, read from a folder at a time."""
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def verify(folder: Path, hf_dir: Path, text: Path | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Form:
+    """How thorough a comparison is, and how much memory it may take."""
+
+    window: int
+    """Tokens of a row, at most."""
+    greedy: bool
+    """Whether greedy continuations are compared too."""
+    memory: int
+    """Bytes: where both models in fp32 take more, they are streamed."""
+    nan_is_equal: bool = False
+    """Whether NaN on both sides is agreement: of a broken model that is converted all the same."""
+
+
+QUICK = Form(QUICK_WINDOW, greedy=False, memory=400 * 10**6)
+"""Of to-hf: a quarter of a thousand positions, and with all libraries less than a gigabyte beside the largest tensor."""
+FULL = Form(WINDOW, greedy=True, memory=8 * 10**9)
+"""Of verify."""
+
+
+def verify(folder: Path, hf_dir: Path, text: Path | None, form: Form) -> dict[str, Any]:
     """Compare whole checkpoint `folder` with `hf_dir`; returns the contents of parity.json, passed or not.
 
     Raises ConversionError when one of them cannot be read or their tensors do not even have the same names and shapes.
     """
     model = read_model_config(folder)
-    sequence_length = sequence_length_of(folder)
-    rows, users = _inputs(hf_dir, model, sequence_length, text)
+    length = sequence_length_of(folder)
+    window = max(2, min(length, form.window))
+    tokenizer = tokenizer_files.load(tokenizer_files.locate(str(hf_dir)), model.vocab_size)
+    fixed, users = _fixed_ids(tokenizer, hf_dir), _users_ids(tokenizer, text) if text else []
     dtype = SafetensorsReader(hf_dir).dtype
     unequal = unequal_tensors(folder, hf_dir, model)
     print(f"weights compared: {len(unequal)} tensors differ", flush=True)
     factor = yarn_factor_of(json.loads((hf_dir / "config.json").read_text(encoding="utf8")))
-    ours = _megatron_side(folder, model, sequence_length, dtype, factor, rows, users)
-    print("logits of the checkpoint computed by Megatron-Core", flush=True)
-    theirs = _huggingface_side(hf_dir, rows, users)
-    print("logits of the folder computed by transformers", flush=True)
-    figures = compare(ours, theirs)
+    streamed = 2 * 4 * model.parameters > form.memory
+    print(f"computing the logits of both{', a matrix at a time' if streamed else ''}", flush=True)
+    with process_groups(ParallelConfig(), seed=0):
+        ours = MegatronNetwork.load(folder, model, length, dtype, factor, streamed)
+        theirs = TransformersNetwork.load(hf_dir, streamed)
+        rows = fixed_rows(fixed, model.vocab_size, window), text_rows(users, window)
+        figures = compare(ours, theirs, *rows, nan_is_equal=form.nan_is_equal)
+        if form.greedy:
+            print("continuing texts greedily with both", flush=True)
+            figures["greedy"] = compare_greedy(ours, theirs, _prompts(fixed, window))
     if unequal:
         reason = f"{len(unequal)} tensors differ from the checkpoint's, the first of them {unequal[0]}"
         figures["reason"] = f"{reason}; {figures['reason']}" if figures["reason"] else reason
@@ -78,14 +117,20 @@ def raise_unless_passed(figures: dict[str, Any], written: Path) -> None:
         raise ParityError(f"parity failed: {figures['reason']}; the figures are in {written}")
 
 
-def summary(figures: dict[str, Any]) -> str:
-    """One line with the figures that matter."""
-    perplexity = figures["perplexity"]
-    return (
-        f"parity {'passed' if figures['passed'] else 'failed'}: max logit difference {figures['max_logit_difference']} "
-        f"(tolerance {figures['tolerance']}), top-1 agreement {figures['top1_agreement']:.6f} on {figures['positions']} "
-        f"positions, perplexity {perplexity['megatron']} (Megatron-Core) and {perplexity['hf']} (transformers)"
-    )
+def table(figures: dict[str, Any]) -> str:
+    """The figures that matter, for a terminal."""
+    rows = [
+        ("weights", f"{len(figures['unequal_tensors'])} tensors differ ({figures['dtype']})"),
+        ("largest logit difference", f"{figures['max_logit_difference']} (tolerance {figures['tolerance']})"),
+        ("same likeliest token", f"{figures['top1_agreement']:.6f} of {figures['positions']} positions"),
+    ]
+    if greedy := figures.get("greedy"):
+        rows.append(("greedy continuation", f"{greedy['agreed']} of {greedy['tokens']} tokens"))
+    for name, title in (("perplexity", "perplexity, fixed text"), ("text_perplexity", "perplexity, your text")):
+        if both := figures.get(name):
+            rows.append((title, f"{both['megatron']} (Megatron-Core), {both['hf']} (transformers)"))
+    title = "parity passed" if figures["passed"] else "parity failed"
+    return "\n".join([title, *(f"  {name:<26}{value}" for name, value in rows)])
 
 
 def sequence_length_of(folder: Path) -> int:
@@ -102,105 +147,59 @@ def unequal_tensors(folder: Path, hf_dir: Path, model: ModelConfig) -> list[str]
     ours, theirs = MegatronReader(folder, model), SafetensorsReader(hf_dir)
     check_folder(theirs, model, str(hf_dir))
     dtype = theirs.dtype
-    return [
-        name
-        for weight in weight_table(model)
-        for name, tensor in weight.split(ours.read(weight.megatron).to(dtype), model).items()
-        if not torch.equal(tensor, theirs.read(name))
-    ]
+    unequal = []
+    for weight in shown(weight_table(model), "comparing weights"):
+        for name, tensor in weight.split(ours.read(weight.megatron).to(dtype), model).items():
+            if not _same_bits(tensor, theirs, name):
+                unequal.append(name)
+    return unequal
 
 
-def _inputs(hf_dir: Path, model: ModelConfig, sequence_length: int, text: Path | None) -> tuple[list[Row], list[Row]]:
-    tokenizer = tokenizer_files.load(tokenizer_files.locate(str(hf_dir)), model.vocab_size)
-    fixed: Sequence[int] = tokenizer(FIXED_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(fixed) < 2:
-        raise ConversionError(f"the tokenizer in {hf_dir} makes {len(fixed)} ids of the fixed text; it cannot be the model's")
-    users: list[Row] = []
-    if text is not None:
-        try:
-            content = text.read_text(encoding="utf8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConversionError(f"--text {text} cannot be read as UTF-8 text ({error}); give a text file") from error
-        users = text_rows(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], sequence_length)
-        if not users:
-            raise ConversionError(f"--text {text} has fewer than two tokens; give a longer text")
-    return fixed_rows(fixed, model.vocab_size, sequence_length), users
+def _same_bits(tensor: Tensor, weights: SafetensorsReader, name: str) -> bool:
+    """Whether `tensor` is tensor `name` of the folder; zeros of another sign are another, NaN is itself."""
+    rows = max(1, _BLOCK_BYTES // (tensor[0].nbytes or 1))
+    for begin in range(0, len(tensor), rows):
+        block = slice(begin, begin + rows)
+        ours, theirs = (part.contiguous().view(torch.uint8) for part in (tensor[block], weights.read(name, block)))
+        if not torch.equal(ours, theirs):
+            return False
+    return True
 
 
-# --- the two networks ------------------------------------------------------------------------------------------------------
+def _fixed_ids(tokenizer: Any, hf_dir: Path) -> Sequence[int]:
+    ids: Sequence[int] = tokenizer(FIXED_TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise ConversionError(f"the tokenizer in {hf_dir} makes {len(ids)} ids of the fixed text; it cannot be the model's")
+    return ids
 
 
-def _megatron_side(
-    folder: Path,
-    model: ModelConfig,
-    sequence_length: int,
-    dtype: torch.dtype,
-    yarn_factor: float,
-    rows: list[Row],
-    users: list[Row],
-) -> Side:
-    with process_groups(ParallelConfig(), seed=0):
-        config = transformer_config(model, "torch", "fp32", perform_initialization=False)
-        network = build_model(model, config, "torch", sequence_length, gather_logits=True, yarn_factor=yarn_factor).eval()
-        checkpoint.load_weights(folder, network)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.copy_(parameter.to(dtype))
-        return measure(megatron_forward(network), rows, users)
-
-
-def megatron_forward(network: torch.nn.Module) -> Forward:
-    """Forward of a SmolGPT, documents packed into one row as in training."""
-    device = next(network.parameters()).device
-
-    def forward(row: Row) -> Tensor:
-        if device.type == "cuda":  # variable-length attention has no fp32 kernel on CUDA: each document alone
-            return torch.cat([_plain(document.to(device)[None]) for document in row.documents])
-        lengths, longest = torch.tensor([0, *row.lengths]), max(row.lengths)
-        borders = lengths.cumsum(0).int()
-        packed = PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=borders, cu_seqlens_kv=borders, max_seqlen_q=longest, max_seqlen_kv=longest
-        )
-        return _plain(row.ids[None], packed_seq_params=packed)
-
-    def _plain(ids: Tensor, **options: Any) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=device)[None]
-        logits: Tensor = network(ids, positions, None, **options)
-        return logits[0]
-
-    return forward
-
-
-def _huggingface_side(hf_dir: Path, rows: list[Row], users: list[Row]) -> Side:
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+def _users_ids(tokenizer: Any, text: Path) -> Sequence[int]:
     try:
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            hf_dir, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # whatever transformers raises, the folder is not one that it loads
-        raise ConversionError(f"{hf_dir} does not load with transformers ({' '.join(str(error).split())})") from error
-    return measure(huggingface_forward(network.eval()), rows, users)
+        content = text.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"--text {text} cannot be read as UTF-8 text ({error}); give a text file") from error
+    ids: Sequence[int] = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise ConversionError(f"--text {text} has fewer than two tokens; give a longer text")
+    return ids
 
 
-def huggingface_forward(network: torch.nn.Module) -> Forward:
-    """Forward of a transformers model, each document alone."""
-
-    def forward(row: Row) -> Tensor:
-        return torch.cat([network(document[None], use_cache=False).logits[0] for document in row.documents])
-
-    return forward
+def _prompts(fixed: Sequence[int], window: int) -> list[Row]:
+    """Beginnings of three parts of the fixed text."""
+    length = max(1, min(window // 2, len(fixed) // 4))
+    begins = [part * (len(fixed) - length) // 3 for part in range(3)]
+    return [Row(torch.tensor(fixed[begin : begin + length]), (length,)) for begin in begins]
 
 
-def run(checkpoint_path: Path, hf_dir: Path, text: Path | None, output: Path | None) -> None:
+def run(checkpoint_path: Path, hf_dir: Path, text: Path | None, output: Path | None, memory: str) -> None:
     """The command: verify, write parity.json, raise ParityError when the two differ."""
+    form = replace(FULL, memory=parse_size("--memory", memory))
     folder = find(checkpoint_path)
     if not (hf_dir / "config.json").is_file():
         raise ConversionError(f"{hf_dir} is not a Hugging Face folder: it has no config.json; give one that to-hf wrote")
     output = output or hf_dir / "parity.json"
-    figures = verify(folder, hf_dir, text)
+    figures = verify(folder, hf_dir, text, form)
     write_parity(output, figures)
-    print(summary(figures))
+    print(table(figures))
     print(f"wrote {output}")
     raise_unless_passed(figures, output)

@@ -57,7 +57,7 @@ from smol_train.checkpoint_folder import (
     read_state,
     state_text,
 )
-from smol_train.checkpoint_writer import Save, SharePlan, make_partial
+from smol_train.checkpoint_writer import Read, Save, SharePlan, make_partial
 from smol_train.config import RunConfig
 from smol_train.model import gathered_parameters, unwrap
 from smol_train.optim import METADATA
@@ -86,26 +86,36 @@ def save(
         return _begin(run / folder_name(state.step), tensors, state, to_yaml(config), form)
 
 
-def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any]) -> Path:
-    """Save weights that no trainer made (from-hf), at `folder`; called in a started process group."""
+def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any], read: Read | None = None) -> Path:
+    """Save weights that no trainer made (from-hf), at `folder`; called in a started process group.
+
+    `read`, where it is given, gives each tensor when it is written; those of `weights` are on the meta device then.
+    """
     state = TrainState(reason="converted weights", versions=_versions())
-    return _begin(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None).finish().folder
+    return _begin(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None, read).finish().folder
 
 
-def _begin(folder: Path, tensors: dict[str, Any], state: TrainState, run_yaml: str, form: OptimizerForm | None) -> Save:
+def _begin(
+    folder: Path,
+    tensors: dict[str, Any],
+    state: TrainState,
+    run_yaml: str,
+    form: OptimizerForm | None,
+    read: Read | None = None,
+) -> Save:
     tensors["content_metadata"] = {"distrib_optim_sharding_type": form, **METADATA}
     partial = make_partial(folder)
     sharded, common = save_preprocess(tensors)
     FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), _replicas()).apply_saving_parallelization(sharded)
-    plan, metadata = _plan(sharded, partial)
+    plan, metadata = _plan(sharded, partial, read)
     small_files = {RUN_YAML: run_yaml.encode(), STATE: state_text(state).encode(), "common.pt": _serialised(common)}
     return Save(folder, plan, metadata, small_files, state.step)
 
 
-def _plan(sharded: ShardedStateDict, folder: Path) -> tuple[SharePlan, Metadata | None]:
+def _plan(sharded: ShardedStateDict, folder: Path, read: Read | None) -> tuple[SharePlan, Metadata | None]:
     """This rank's files, and on the main rank the whole plan: TorchDistSaveShardedStrategy.async_save up to its writer."""
     flat, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-    share = SharePlan(str(folder), thread_count=FILES_PER_RANK)
+    share = SharePlan(folder, FILES_PER_RANK, read)
     planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
     (_, metadata, _), *_ = save_state_dict_async_plan(mcore_to_pyt_state_dict(flat, False), share, planner=planner)
     return share, metadata

@@ -19,7 +19,7 @@ import queue
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,10 +72,21 @@ class _Written:
     error: str | None = None
 
 
+Read = Callable[[str], torch.Tensor]
+"""The tensor of a key, on the host."""
+
+
 class SharePlan(FileSystemWriterAsync):
-    """Megatron-Core's writer of one rank's share, up to the files' contents; the forked writers take it from there."""
+    """Megatron-Core's writer of one rank's share, up to the files' contents; the forked writers take it from there.
+
+    With `read`, the tensors that were planned are on the meta device, and each one's content is read when it is written.
+    """
 
     write_buckets: list[Bucket]
+
+    def __init__(self, folder: Path, thread_count: int, read: Read | None = None) -> None:
+        super().__init__(str(folder), thread_count=thread_count)
+        self.read = read
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Fill `write_buckets`, as the original does, without starting its manager process."""
@@ -83,10 +94,32 @@ class SharePlan(FileSystemWriterAsync):
         for items in _split_by_size_and_type(self.thread_count, plan.items):
             contents: list[tuple[Any, Any]] = [(item, planner.resolve_data(item)) for item in items]
             objects = [(item, data) for item, data in contents if item.type == WriteItemType.BYTE_IO]
-            tensors = [(item, _standalone(data)) for item, data in contents if item.type != WriteItemType.BYTE_IO]
+            tensors = [(item, data) for item, data in contents if item.type != WriteItemType.BYTE_IO]
             if contents:
                 name = f"{plan.storage_data.prefix}{len(self.write_buckets)}.distcp"
-                self.write_buckets.append((str(Path(self.checkpoint_dir) / name), name, (objects, tensors)))
+                self.write_buckets.append((str(Path(self.checkpoint_dir) / name), name, (objects, self._contents(tensors))))
+
+    def _contents(self, tensors: list[tuple[Any, torch.Tensor]]) -> Any:
+        """(item, tensor) of a file, to be gone through once."""
+        if self.read:
+            return _Streamed([item for item, _ in tensors], self.read)
+        return [(item, _standalone(tensor)) for item, tensor in tensors]
+
+    def buckets_on_host(self) -> list[Bucket]:
+        """The buckets with their tensors copied from the GPU."""
+        buckets: list[Bucket] = self.write_buckets if self.read else FileSystemWriterAsync.preload_tensors(self.write_buckets)
+        return buckets
+
+
+class _Streamed:
+    """(item, tensor) of a file, each tensor read when its turn comes."""
+
+    def __init__(self, items: list[Any], read: Read) -> None:
+        self.items, self.read = items, read
+
+    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
+        for item in self.items:
+            yield item, _standalone(self.read(item.index.fqn))
 
 
 def _standalone(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,8 +139,7 @@ class Save:
         what the main rank adds to the tensors, by name."""
         self.folder, self.plan, self.metadata, self.small_files, self.step = folder, plan, metadata, small_files, step
         self.partial = aside(folder, "partial")
-        buckets = FileSystemWriterAsync.preload_tensors(plan.write_buckets)  # from the GPU
-        self.writers = [_ForkedWriter(plan.transforms, bucket) for bucket in buckets]
+        self.writers = [_ForkedWriter(plan.transforms, bucket) for bucket in plan.buckets_on_host()]
 
     def is_written(self) -> bool:
         """Whether the writers of all ranks have ended, well or not; called on all ranks."""
@@ -228,6 +260,7 @@ class _ForkedWriter:
 def _write(sender: Any, transforms: Any, bucket: Bucket, parent: int) -> None:
     """In the forked process: write, hash, tell."""
     gc.disable()  # freeing the parent's tensors would touch its GPU
+    torch.set_num_threads(1)  # the parent's threads are not here; waiting for them would be for ever
     _die_with(parent)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # they stop the run, which waits for this file
         signal.signal(number, signal.SIG_IGN)

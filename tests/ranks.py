@@ -2,7 +2,8 @@
 
 Starting a process and importing torch and Megatron-Core takes longer than most checks, so the processes are kept, and fork
 for each job: it joins a fresh gloo world of the size it asks for, in a process that did nothing before. (Worlds in one and
-the same process leave gloo threads behind, which wake a hundred times a second.) Jobs are module-level functions.
+the same process leave gloo threads behind, which wake a hundred times a second.) A world may be larger than the pool: a
+process then forks more than once. Jobs are module-level functions.
 """
 
 import multiprocessing
@@ -11,7 +12,8 @@ import pickle
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,15 +34,19 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, job: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
-        """Raises RankError with the first failing rank's traceback; the pool can be used again if all ranks ended."""
+        """Raises RankError with every failing rank's traceback; the pool can be used again if all ranks ended."""
         port = _free_port()
-        for rank, pipe in enumerate(self.pipes[:world_size]):
-            pipe.send((job, rank, world_size, port, arguments))
-        outcomes = [self._receive(pipe) for pipe in self.pipes[:world_size]]
-        failures = [f"rank {rank}: {value}" for rank, (ok, value) in enumerate(outcomes) if not ok]
+        shares = {pipe: range(first, world_size, len(self.pipes)) for first, pipe in enumerate(self.pipes[:world_size])}
+        for pipe, ranks in shares.items():
+            pipe.send((job, ranks, world_size, port, arguments))
+        outcomes: dict[int, tuple[bool, Any]] = {}
+        for pipe, ranks in shares.items():
+            for _ in ranks:
+                outcomes = self._receive(pipe, ranks) | outcomes
+        failures = [f"rank {rank}: {outcomes[rank][1]}" for rank in range(world_size) if not outcomes[rank][0]]
         if failures:
             raise RankError("\n".join(failures))
-        return [value for _, value in outcomes]
+        return [outcomes[rank][1] for rank in range(world_size)]
 
     def close(self) -> None:
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -49,10 +55,11 @@ class Ranks:
             process.kill()
 
     @staticmethod
-    def _receive(pipe: Connection) -> tuple[bool, Any]:
+    def _receive(pipe: Connection, ranks: Sequence[int]) -> dict[int, tuple[bool, Any]]:
+        """Outcome of the next of a process's ranks to end; of all of them, where none does."""
         if not pipe.poll(300):
-            return False, "no answer within 300 seconds"
-        outcome: tuple[bool, Any] = pickle.loads(pipe.recv_bytes())
+            return dict.fromkeys(ranks, (False, "no answer within 300 seconds"))
+        outcome: dict[int, tuple[bool, Any]] = pickle.loads(pipe.recv_bytes())
         return outcome
 
 
@@ -76,17 +83,29 @@ def _serve(pipe: Connection) -> None:
     fork = multiprocessing.get_context("fork")
     while True:
         try:
-            request = pipe.recv()
+            job, ranks, *world = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        process = fork.Process(target=_run, args=(pipe, *request))  # not a daemon: saving a checkpoint starts processes
-        process.start()
-        process.join()
-        if process.exitcode:
-            pipe.send_bytes(pickle.dumps((False, f"the process ended with {process.exitcode}")))
+        sending = fork.Lock()  # the processes forked here share the pipe
+        processes = {rank: fork.Process(target=_run, args=(pipe, sending, job, rank, *world)) for rank in ranks}
+        for process in processes.values():  # not daemons: saving a checkpoint starts processes
+            process.start()
+        for rank, process in processes.items():
+            process.join()
+            if process.exitcode:
+                with sending:
+                    pipe.send_bytes(pickle.dumps({rank: (False, f"the process ended with {process.exitcode}")}))
 
 
-def _run(pipe: Connection, job: Callable[..., Any], rank: int, world_size: int, port: int, arguments: dict[str, Any]) -> None:
+def _run(
+    pipe: Connection,
+    sending: AbstractContextManager[Any],
+    job: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    port: int,
+    arguments: dict[str, Any],
+) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -95,4 +114,5 @@ def _run(pipe: Connection, job: Callable[..., Any], rank: int, world_size: int, 
     except BaseException:  # told to the test, which fails with it
         outcome = False, traceback.format_exc()
     # By value: tensors that go by shared memory, as they would through send(), do not outlive this process.
-    pipe.send_bytes(pickle.dumps(outcome))
+    with sending:
+        pipe.send_bytes(pickle.dumps({rank: outcome}))

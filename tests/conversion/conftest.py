@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from exported_runs import add_checkpoint
+from exporter_process import Exporters
 from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, Run, save_checkpoint
 
 from conversion.__main__ import main
@@ -97,6 +100,24 @@ def qwen2_export(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path)
     return bf16_export(tmp_path_factory.mktemp("qwen2"), QWEN2, byte_tokenizer)
 
 
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> list[Path]:
+    """Three SmolLM3s of one size in bf16, tied embeddings, random weights; the second in several files."""
+    folders = []
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 260}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = transformers.SmolLM3Config(**sizes, **heads, **ids, initializer_range=0.2)
+    for seed, name in enumerate("abc"):
+        torch.manual_seed(seed)
+        folder = tmp_path_factory.mktemp("models") / name
+        model = transformers.SmolLM3ForCausalLM(config).to(torch.bfloat16)
+        model.save_pretrained(folder, max_shard_size="30KB" if name == "b" else "5GB")
+        shutil.copytree(byte_tokenizer, folder, dirs_exist_ok=True)
+        folders.append(folder)
+    return folders
+
+
 @pytest.fixture
 def checkpoint(smollm3_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of smollm3_checkpoint to spoil."""
@@ -107,3 +128,19 @@ def checkpoint(smollm3_checkpoint: Path, tmp_path: Path) -> Path:
 def export(llama_export: Path, tmp_path: Path) -> Path:
     """A copy of llama_export to spoil."""
     return Path(shutil.copytree(llama_export, tmp_path / "export"))
+
+
+@pytest.fixture
+def run(smollm3_checkpoint: Path, tmp_path: Path) -> Path:
+    """A run's folder with checkpoints of steps 5 and 10, of two stages."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    add_checkpoint(smollm3_checkpoint, folder, 5, "warm up")
+    add_checkpoint(smollm3_checkpoint, folder, 10)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exporter(tmp_path_factory: pytest.TempPathFactory) -> Exporters:
+    """Runs `python -m conversion export` in processes of its own."""
+    return Exporters(tmp_path_factory.mktemp("exporter"))

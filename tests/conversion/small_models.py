@@ -66,8 +66,14 @@ def random_weights(model: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dic
     return weights
 
 
-def save_checkpoint(folder: Path, model: ModelConfig, dtype: torch.dtype, tokenizer: Path) -> Path:
-    """A whole checkpoint of a network that Megatron-Core built, with random weights; sequence length 64."""
+def save_checkpoint(
+    folder: Path,
+    model: ModelConfig,
+    dtype: torch.dtype,
+    tokenizer: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """A whole checkpoint of a network that Megatron-Core built, sequence length 64; random weights unless they are given."""
     from smol_model.spec import build_model, transformer_config
     from smol_train import checkpoint
     from smol_train.parallel import ParallelConfig, process_groups
@@ -75,7 +81,7 @@ def save_checkpoint(folder: Path, model: ModelConfig, dtype: torch.dtype, tokeni
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     with process_groups(ParallelConfig(), seed=0):
         network = build_model(model, transformer_config(model, "torch", precision), "torch", sequence_length=64)
-        load(network, random_weights(model, dtype))
+        load(network, weights or random_weights(model, dtype))
         state = network.sharded_state_dict(metadata={"non_homogeneous_layers": True})
         checkpoint.write_weights_only(folder, state, run_mapping(model, tokenizer))
     return folder

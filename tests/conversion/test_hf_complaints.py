@@ -94,6 +94,30 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused(
     assert ran.code == 2 and "has 261 ids and the model's vocab_size is 260" in ran.err
 
 
+def test_a_tokenizer_of_the_run_that_outgrew_the_embedding_is_refused(
+    checkpoint: Path, byte_tokenizer: Path, tmp_path: Path, command: Command
+) -> None:
+    """As after tokens were added to it, without a row for each in the model."""
+    larger = transformers.AutoTokenizer.from_pretrained(byte_tokenizer)
+    larger.add_tokens(["<one>", "<two>", "<three>"])
+    larger.save_pretrained(checkpoint.parent / "tokenizer")
+    change_run(checkpoint, "data", tokenizer=str(checkpoint.parent / "tokenizer"))
+    ran = command("to-hf", checkpoint, tmp_path / "hf")
+    assert ran.code == 2 and "has 262 ids and the model's vocab_size is 260; give the one that the model" in ran.err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_folders_and_files_in_the_way_are_kept(smollm3_checkpoint: Path, tmp_path: Path, command: Command) -> None:
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("mine")
+    for options, sentence in (([], "exists; choose another folder"), (["--overwrite"], "is not an export")):
+        for target in (empty, file):
+            ran = command("to-hf", smollm3_checkpoint, target, *options)
+            assert ran.code == 2 and f"{target} {sentence}" in ran.err
+    assert (list(empty.iterdir()), file.read_text()) == ([], "mine")
+
+
 def test_targets_that_exist_are_kept(smollm3_checkpoint: Path, smollm3_export: Path, tmp_path: Path, command: Command) -> None:
     ran = command("to-hf", smollm3_checkpoint, smollm3_export)
     assert ran.code == 2 and f"{smollm3_export} exists" in ran.err

@@ -1,6 +1,7 @@
 """config.json: the released SmolLM3's keys and values, back to ModelConfig, and what is refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command
 
 from conversion import ConversionError
 from conversion.families import SpecialIds, from_huggingface, to_huggingface, yarn_factor_of
+from conversion.weights import huggingface_shapes
 from smol_config import load_mapping, parse
 from smol_model.config import ModelConfig
 
@@ -65,6 +67,76 @@ def released_model() -> ModelConfig:
 def test_smollm3_has_the_released_configuration() -> None:
     ids = SpecialIds(bos=128000, eos=128012, pad=128004)
     assert to_huggingface(released_model(), ids, 65536, "bfloat16") == RELEASED | OURS
+
+
+def released_tensors() -> set[str]:
+    """The 326 names in model.safetensors.index.json of HuggingFaceTB/SmolLM3-3B."""
+    projections = [f"self_attn.{part}_proj" for part in "qkvo"] + [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    layer = [*projections, "input_layernorm", "post_attention_layernorm"]
+    layers = {f"model.layers.{number}.{part}.weight" for number in range(36) for part in layer}
+    return {"model.embed_tokens.weight", "model.norm.weight"} | layers
+
+
+def test_smollm3_has_the_released_tensors() -> None:
+    shapes = huggingface_shapes(released_model())
+    assert shapes.keys() == released_tensors() and len(shapes) == 326  # its head is the embedding: no lm_head
+    assert sum(math.prod(shape) for shape in shapes.values()) == 3_075_098_624
+    last = {name.removeprefix("model.layers.35."): shape for name, shape in shapes.items() if ".35." in name}
+    assert last == {
+        "self_attn.q_proj.weight": (2048, 2048),
+        "self_attn.k_proj.weight": (512, 2048),
+        "self_attn.v_proj.weight": (512, 2048),
+        "self_attn.o_proj.weight": (2048, 2048),
+        "mlp.gate_proj.weight": (11008, 2048),
+        "mlp.up_proj.weight": (11008, 2048),
+        "mlp.down_proj.weight": (2048, 11008),
+        "input_layernorm.weight": (2048,),
+        "post_attention_layernorm.weight": (2048,),
+    }
+    assert shapes["model.embed_tokens.weight"] == (128256, 2048)
+
+
+READERS = {
+    "llama.cpp": {  # conversion/base.py and llama.py; a tokenizer's files besides
+        "architectures",
+        "head_dim",  # hidden_size / num_attention_heads where it lacks
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",  # before it read rope_parameters
+        "rope_theta",
+        "vocab_size",
+    },
+    "vLLM": {  # SmolLM3 by its backend of transformers, which reads the whole configuration; these it reads itself
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "max_position_embeddings",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "vocab_size",
+    },
+}
+"""Keys that readers other than transformers look up, from their source; the files themselves were not put to them here."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("model", [SMOLLM3, LLAMA, QWEN2, QWEN3], ids=["SmolLM3", "Llama", "Qwen2", "Qwen3"])
+def test_other_readers_find_their_keys(reader: str, model: ModelConfig) -> None:
+    config = to_huggingface(model, SpecialIds(0, 1, 2), 64, "bfloat16")
+    lacking = READERS[reader] - config.keys()
+    assert lacking <= {"head_dim"}
+    if "head_dim" in lacking:
+        assert model.hidden_size == model.kv_channels * model.num_attention_heads
 
 
 @pytest.mark.parametrize("written", ["as released", "as exported"])

@@ -1,8 +1,10 @@
 """to-hf and verify: exports load and are equal, and fail closed when they are not."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from ranks import Ranks
 from safetensors.torch import load_file, save_file
 from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, figures, random_weights, save_split_checkpoint
 
-from conversion import to_hf
+from conversion import to_hf, verify
 from conversion.weights import weight_table
 from smol_model.config import ModelConfig
 
@@ -138,13 +140,13 @@ def test_a_checkpoint_of_many_ranks_exports_the_same(
 # --- failing closed --------------------------------------------------------------------------------------------------------
 
 
-def corrupt(change: Callable[[Path], None]) -> Callable[..., None]:
+def corrupt(change: Callable[[Path], None]) -> Callable[..., Any]:
     """verify_partial, after `change` was made to what had been written."""
     original = to_hf.verify_partial
 
-    def corrupted(folder: Path, partial: Path, text: Path | None) -> None:
+    def corrupted(folder: Path, partial: Path, *rest: Any) -> Any:
         change(partial)
-        original(folder, partial, text)
+        return original(folder, partial, *rest)
 
     return corrupted
 
@@ -231,8 +233,23 @@ def test_verify_writes_figures_where_it_is_told(
     ran = command("verify", smollm3_checkpoint.parent, smollm3_export, "--text", text, "--output", tmp_path / "out.json")
     assert ran.code == 0 and f"wrote {tmp_path / 'out.json'}" in ran.out
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["passed"] and set(written) == FIGURES | {"text_perplexity"}
+    assert written["passed"] and set(written) == FIGURES | {"text_perplexity", "greedy"}
+    assert written["greedy"] == {"tokens": 48, "agreed": 48}
     assert written["text_perplexity"]["megatron"] == pytest.approx(written["text_perplexity"]["hf"], rel=1e-5)
+
+
+def test_every_weight_is_compared_to_its_last_element_block_by_block(
+    smollm3_checkpoint: Path, smollm3_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_BLOCK_BYTES", 300)
+    folder = Path(shutil.copytree(smollm3_export, tmp_path / "hf"))
+    weights = load_file(folder / "model.safetensors")
+    last = ["model.embed_tokens.weight", "model.layers.3.mlp.down_proj.weight", "model.norm.weight"]
+    for name in last:
+        weights[name].view(-1)[-1] *= -1
+    save_file(weights, folder / "model.safetensors")
+    assert verify.unequal_tensors(smollm3_checkpoint, folder, SMOLLM3) == last
+    assert verify.unequal_tensors(smollm3_checkpoint, smollm3_export, SMOLLM3) == []
 
 
 def test_verify_says_that_two_models_differ(llama_checkpoint: Path, export: Path, command: Command) -> None:

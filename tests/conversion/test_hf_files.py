@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from conversion import ConversionError
 from conversion.safetensors_files import SafetensorsReader, SafetensorsWriter, plan_shards
-from conversion.to_hf import parse_size
+from conversion.sizes import parse_size
 
 SHAPES = {"b.weight": (3, 5), "a.weight": (7,), "layers.10.w": (2, 2), "layers.9.w": (4, 1)}
 
@@ -103,7 +103,7 @@ def test_dtypes_that_are_not_one_float_are_refused(tmp_path: Path, mixed: bool) 
 
 
 def test_sizes() -> None:
-    assert [parse_size(text) for text in ("5GB", "1.5 mb", "2KiB")] == [5 * 10**9, 1_500_000, 2048]
+    assert [parse_size("--memory", text) for text in ("5GB", "1.5 mb", "2KiB")] == [5 * 10**9, 1_500_000, 2048]
     for text in ("5", "0GB", "many", "-1GB"):
         with pytest.raises(ConversionError, match="is not a size"):
-            parse_size(text)
+            parse_size("--memory", text)

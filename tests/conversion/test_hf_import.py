@@ -134,5 +134,19 @@ def test_a_tied_head_that_is_stored_all_the_same_is_taken(qwen3_export: Path, tm
 
 
 def test_an_existing_target_is_refused(smollm3_export: Path, tmp_path: Path, command: Command) -> None:
-    ran = command("from-hf", smollm3_export, tmp_path)
-    assert ran.code == 2 and f"{tmp_path} exists" in ran.err
+    (tmp_path / "notes").write_text("mine")
+    for target in (tmp_path, tmp_path / "notes"):
+        ran = command("from-hf", smollm3_export, target)
+        assert ran.code == 2 and f"{target} exists; give a checkpoint folder that does not" in ran.err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_checkpoint_of_another_architecture_is_not_what_the_folder_holds(
+    llama_export: Path, qwen3_export: Path, tmp_path: Path, command: Command
+) -> None:
+    """Another family's configuration beside the weights: from-hf reads neither into the other."""
+    folder = Path(shutil.copytree(qwen3_export, tmp_path / "hf"))
+    shutil.copyfile(llama_export / "config.json", folder / "config.json")
+    ran = command("from-hf", folder, tmp_path / "iter_0000000")
+    assert ran.code == 2 and "tensors do not fit its configuration (missing: lm_head.weight; unexpected: " in ran.err
+    assert not (tmp_path / "iter_0000000").exists()

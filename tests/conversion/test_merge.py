@@ -1,7 +1,9 @@
 """`merge`: bit for bit the weighted sum in fp32, a folder that transformers loads, and every misfit named."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -20,25 +22,9 @@ from small_models import Command
 from tiny_runs import REPOSITORY
 from torch import Tensor
 
+from conversion.safetensors_files import SafetensorsWriter
+
 WORDS = torch.tensor([[1, 30, 77, 200, 4, 4, 9]])
-
-
-@pytest.fixture(scope="session")
-def originals(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Path) -> list[Path]:
-    """Three SmolLM3s of one size in bf16, tied embeddings, random weights; the second in several files."""
-    folders = []
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 260}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config = transformers.SmolLM3Config(**sizes, **heads, **ids, initializer_range=0.2)
-    for seed, name in enumerate("abc"):
-        torch.manual_seed(seed)
-        folder = tmp_path_factory.mktemp("models") / name
-        model = transformers.SmolLM3ForCausalLM(config).to(torch.bfloat16)
-        model.save_pretrained(folder, max_shard_size="30KB" if name == "b" else "5GB")
-        shutil.copytree(byte_tokenizer, folder, dirs_exist_ok=True)
-        folders.append(folder)
-    return folders
 
 
 @pytest.fixture
@@ -267,6 +253,21 @@ def test_places_that_cannot_be_written_to(models: list[Path], tmp_path: Path, co
         ran = command("merge", out, "--models", f"{first}=0.9", f"{b}=0.1")
         assert (ran.code, sentence in ran.err) == (2, True), ran.err
     assert (tmp_path / "in" / "notes").read_text() == "mine" and (partial / "config.json").is_file()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    originals: list[Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, c = originals
+
+    def full(writer: SafetensorsWriter, name: str, tensor: Tensor) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SafetensorsWriter, "write", full)
+    ran = command("merge", tmp_path / "out", "--models", f"{a}=0.9", f"{c}=0.1")
+    assert ran.code == 2 and ran.err.count("\n") == 1
+    assert "out was not made ([Errno 28] No space left on device); make room or choose another OUT_DIR" in ran.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes_that_are_none(tmp_path: Path, command: Command) -> None:
