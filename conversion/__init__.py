@@ -5,7 +5,8 @@
     megatron_reader.py    a checkpoint's weights, one tensor at a time, without a model
     safetensors_files.py  Hugging Face weight files: streaming writer, lazy reader
     tokenizer_files.py    tokenizer folder or Hub name -> files and special ids
-    parity.py             logits, top-1 and perplexity of two models on the same tokens
+    networks.py           the model of each library, whole or with weights that come and go
+    parity.py             logits, top-1, greedy continuations and perplexity of two models on the same tokens
     verify.py, to_hf.py, from_hf.py                   the commands
     model_card.py         README.md of an export; training_record.py is what it tells of the training
     inspect_weights.py    what is in a checkpoint or a folder, how two differ: inspect_{sources,numbers,text}.py
@@ -14,8 +15,8 @@
     export.py             all checkpoints of a run while it trains: export_records.py is what is on disk,
                           background.py the children that do the work, service.py signals and patience
 
-Everything runs in one process on the CPU and holds about one tensor at a time, except the comparison of logits, which
-loads one model after the other in fp32.
+Everything runs on the CPU and holds about one tensor at a time, the comparison of logits included; `verify` holds both models
+in fp32 where they fit (--memory).
 """
 
 import smol_model  # noqa: F401  first: it lets megatron.core run on hosts without CUDA

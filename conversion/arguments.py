@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from smol_console import add_command, byte_size, whole_number
+
 Commands = Any
 """What add_subparsers() returns; argparse does not make its type public."""
 
@@ -21,20 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add_command in (_add_to_hf, _add_from_hf, _add_verify, _add_merge, _add_push, _add_inspect, _add_export):
-        add_command(commands)
+    for declare in (_add_to_hf, _add_from_hf, _add_verify, _add_merge, _add_push, _add_inspect, _add_export):
+        declare(commands)
     return parser
-
-
-def _add(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example: python -m conversion {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return command
 
 
 def _add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -49,11 +40,11 @@ def _add_text(command: argparse.ArgumentParser) -> None:
 
 
 def _add_to_hf(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "to-hf",
         "Export a checkpoint as a folder that transformers loads, after proving that both compute the same.",
-        "to-hf runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --dtype bf16",
+        "python -m conversion to-hf runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --dtype bf16",
     )
     _add_checkpoint(command)
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to make; HF_DIR.partial until it is verified")
@@ -65,7 +56,9 @@ def _add_to_hf(commands: Commands) -> None:
 def _add_export_options(command: argparse.ArgumentParser) -> None:
     """What to-hf and export both take."""
     command.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="dtype of the weights (default bf16)")
-    command.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest weight file, such as 500MB (default 5GB)")
+    command.add_argument(
+        "--shard-size", type=byte_size, default="5GB", metavar="SIZE", help="largest weight file, such as 500MB (default 5GB)"
+    )
     command.add_argument("--tokenizer", metavar="T", help="tokenizer folder or Hub name (default: the run's data.tokenizer)")
     command.add_argument(
         "--yarn",
@@ -93,11 +86,11 @@ def _to_hf(options: argparse.Namespace) -> None:
 
 
 def _add_from_hf(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "from-hf",
         "Make a weights-only checkpoint of a SmolLM3, Llama, Qwen2 or Qwen3 folder; start a run from it with start_from.",
-        "from-hf SmolLM3-3B-Base runs/from_hub/iter_0000000",
+        "python -m conversion from-hf SmolLM3-3B-Base runs/from_hub/iter_0000000",
     )
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder with config.json and safetensors files")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="checkpoint folder to make")
@@ -115,18 +108,22 @@ def _from_hf(options: argparse.Namespace) -> None:
 
 
 def _add_verify(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "verify",
         "Compare the weights, logits and perplexity of a checkpoint and a Hugging Face folder.",
-        "verify runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --text held_out.txt",
+        "python -m conversion verify runs/smollm3/iter_0001000 runs/smollm3/hf/step_1000 --text held_out.txt",
     )
     _add_checkpoint(command)
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="folder to compare with")
     command.add_argument("--output", metavar="FILE", type=Path, help="where the figures go (default: HF_DIR/parity.json)")
     _add_text(command)
     command.add_argument(
-        "--memory", default="8GB", metavar="SIZE", help="where both models in fp32 take more, a matrix at a time (default 8GB)"
+        "--memory",
+        type=byte_size,
+        default="8GB",
+        metavar="SIZE",
+        help="where both models in fp32 take more, a matrix at a time (default 8GB)",
     )
     command.set_defaults(run=_verify)
 
@@ -141,11 +138,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _add_merge(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "merge",
         "Add up the weights of Hugging Face folders of one architecture: a linear merge, or a soup.",
-        "merge runs/merged --models runs/apo/hf=0.9 runs/long/hf=0.1",
+        "python -m conversion merge runs/merged --models runs/apo/hf=0.9 runs/long/hf=0.1",
     )
     command.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder to make; OUT_DIR.partial until it is whole")
     recipe = command.add_mutually_exclusive_group(required=True)
@@ -167,11 +164,11 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "push",
         "Upload a Hugging Face folder to the Hub, to S3 or to another URL; what is there already is not sent again.",
-        "push runs/smollm3/hf/step_40000 my-org/smollm3-checkpoints --revision stage1-step-40000",
+        "python -m conversion push runs/smollm3/hf/step_40000 my-org/smollm3-checkpoints --revision stage1-step-40000",
     )
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a whole Hugging Face folder")
     command.add_argument("target", metavar="TARGET", help="namespace/name on the Hub, s3://BUCKET/PREFIX or another URL")
@@ -194,11 +191,11 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _add_inspect(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "inspect",
         "Show what is in a checkpoint or a Hugging Face folder, or how two of them differ.",
-        "inspect runs/smollm3/iter_0001000 runs/smollm3/iter_0002000",
+        "python -m conversion inspect runs/smollm3/iter_0001000 runs/smollm3/iter_0002000",
     )
     command.add_argument("path", metavar="PATH", type=Path, help="a checkpoint, a run's folder or a Hugging Face folder")
     command.add_argument("other", metavar="PATH", type=Path, nargs="?", help="a second one, to compare with")
@@ -218,18 +215,18 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    command = _add(
+    command = add_command(
         commands,
         "export",
         "Export every checkpoint of a run to RUN/hf/step_N, once, while it trains; with --push, each to a branch of its own.",
-        "export --watch runs/smollm3 --push my-org/smollm3-checkpoints",
+        "python -m conversion export --watch runs/smollm3 --push my-org/smollm3-checkpoints",
     )
     command.add_argument("--watch", metavar="RUN", type=Path, required=True, help="the run's folder; it may not be there yet")
     command.add_argument("--push", metavar="REPO", help="namespace/name on the Hub, or a URL such as s3://bucket/prefix")
     command.add_argument("--every", type=_positive, default=60.0, metavar="SECONDS", help="between two looks (default 60)")
     command.add_argument("--once", action="store_true", help="end after the checkpoints that are there now")
     command.add_argument("--retry-failed", action="store_true", help="try again what failed, once")
-    command.add_argument("--threads", type=_at_least_one, default=1, metavar="N", help="for arithmetic (default 1)")
+    command.add_argument("--threads", type=whole_number(1), default=1, metavar="N", help="for arithmetic (default 1)")
     _add_export_options(command)
     command.set_defaults(run=_export)
 
@@ -237,12 +234,6 @@ def _add_export(commands: Commands) -> None:
 def _positive(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return number
-
-
-def _at_least_one(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
     return number
 
 

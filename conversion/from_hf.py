@@ -13,7 +13,7 @@ import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from torch import Tensor
 
-from conversion import ConversionError
+from conversion import ConversionError, tokenizer_files
 from conversion.families import from_huggingface
 from conversion.safetensors_files import SafetensorsReader, check_folder
 from conversion.weights import check_finite, weight_table
@@ -30,6 +30,8 @@ def run(hf_dir: Path, folder: Path, allow_nan: bool = False) -> None:
     weights = SafetensorsReader(hf_dir)
     check_folder(weights, model, str(hf_dir))
     _ = weights.dtype  # several, or one that is not a float, are refused
+    if tokenizer_files.files(hf_dir):
+        tokenizer_files.load(hf_dir, model.vocab_size, remedy="put the one that the model was trained with there")
     if not allow_nan:
         for name in weights.shapes:
             check_finite(weights.read(name), name, str(hf_dir))

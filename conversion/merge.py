@@ -22,10 +22,10 @@ from conversion import ConversionError, merge_mergekit, tokenizer_files
 from conversion.from_hf import read_config
 from conversion.merge_recipe import Input, MergekitRecipe, Recipe, inputs
 from conversion.model_card import Merged, merge_card
-from conversion.progress import shown
 from conversion.safetensors_files import SafetensorsReader, SafetensorsWriter
 from conversion.training_record import hub_name
 from conversion.weights import is_finite
+from smol_console import shown
 from smol_train.checkpoint_integrity import sha256
 
 SHARD_BYTES = 5 * 10**9
@@ -144,7 +144,7 @@ def _check_vocabularies(models: Sequence[Input]) -> None:
 def _write_weights(models: Sequence[Input], weights: Sequence[SafetensorsReader], target: Path) -> None:
     shapes, dtype = weights[0].shapes, weights[0].dtype
     with SafetensorsWriter(target, shapes, dtype, SHARD_BYTES) as writer:
-        for name in shown(list(shapes), "merging tensors"):
+        for name in shown(list(shapes), "merging", "tensors"):
             merged = weighted_sum(
                 (model.parameters["weight"], reader.read(name)) for model, reader in zip(models, weights, strict=True)
             )
@@ -200,7 +200,7 @@ def _told(models: Sequence[Input], weights: Sequence[SafetensorsReader]) -> list
     """What merge.json says of each model."""
     files = [(reader, path) for reader in weights for path in reader.files]
     hashes: dict[SafetensorsReader, dict[str, str]] = {reader: {} for reader in weights}
-    for reader, path in shown(files, "hashing files"):
+    for reader, path in shown(files, "hashing", "files"):
         hashes[reader][path.name] = sha256(path)
     return [
         {"name": _name(model.folder), "folder": str(model.folder), **model.parameters, "sha256": hashes[reader]}

@@ -16,9 +16,9 @@ import torch
 
 from conversion import ConversionError
 from conversion.merge_recipe import MergekitRecipe, inputs
-from conversion.progress import shown
 from conversion.safetensors_files import SafetensorsReader
 from conversion.weights import check_tensors, is_finite
+from smol_console import shown
 
 PROGRAM = "mergekit-yaml"
 
@@ -79,7 +79,7 @@ def _check(merged: SafetensorsReader, first: SafetensorsReader) -> None:
     check_tensors(merged.shapes, first.shapes, "what mergekit wrote")
     if merged.dtype != first.dtype:
         raise ConversionError(f"mergekit wrote {merged.dtype} where {first.dtype} was asked for; use another version of it")
-    for name in shown(list(merged.shapes), "checking tensors"):
+    for name in shown(list(merged.shapes), "checking tensors", "tensors"):
         if not is_finite(merged.read(name)):
             raise ConversionError(f"{name} holds NaN or Inf after the merge; look for it in the models, or use smaller weights")
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 
 from conversion.families import SMOLLM3, Family
 from conversion.training_record import HeldOut, Record, RunRecord, tokens_by_dataset
-from data_tools.tables import percent
+from smol_console import percent
 from smol_model.config import ModelConfig
 
 

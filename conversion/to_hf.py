@@ -18,12 +18,11 @@ from conversion import ConversionError, tokenizer_files
 from conversion.families import SpecialIds, check_yarn, family_of, to_huggingface
 from conversion.megatron_reader import MegatronReader
 from conversion.model_card import Exported, model_card
-from conversion.progress import shown
 from conversion.safetensors_files import DTYPES, SafetensorsWriter
-from conversion.sizes import parse_size
 from conversion.training_record import Record, read_record
 from conversion.verify import QUICK, Form, raise_unless_passed, sequence_length_of, table, verify, write_parity
 from conversion.weights import check_finite, huggingface_shapes, weight_table
+from smol_console import shown
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping
 from smol_train.checkpoint_integrity import find
@@ -34,7 +33,7 @@ class Options:
     """How an export is made."""
 
     dtype: str = "bf16"
-    shard_size: str = "5GB"
+    shard_size: int = 5 * 10**9
     tokenizer: str | None = None
     text: Path | None = None
     yarn: float = 1.0
@@ -67,9 +66,9 @@ class _Export:
 
 def run(checkpoint_path: Path, hf_dir: Path, options: Options, overwrite: bool = False) -> None:
     """The command. Raises ConversionError with nothing written on bad input, ParityError when the export is not equal."""
-    shard_bytes = check(options)
+    check(options)
     _check_target(hf_dir, overwrite)
-    export = _prepare(find(checkpoint_path), options, shard_bytes)
+    export = _prepare(find(checkpoint_path), options)
     partial = hf_dir.with_name(hf_dir.name + ".partial")
     if partial.exists():
         print(f"removing {partial}, left by an export that did not finish")
@@ -90,8 +89,8 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options, overwrite: bool =
     print(f"wrote {hf_dir}")
 
 
-def check(options: Options) -> int:
-    """Raise ConversionError for options that suit no checkpoint; returns the largest size of a weight file, in bytes."""
+def check(options: Options) -> None:
+    """Raise ConversionError for options that suit no checkpoint."""
     if options.text is not None and not options.text.is_file():
         raise ConversionError(f"--text {options.text} is not a file; give a text file")
     if not 1 <= options.yarn < float("inf"):
@@ -100,10 +99,9 @@ def check(options: Options) -> int:
         raise ConversionError(
             f"--license {options.license!r} is not an identifier of the Hub; write one such as apache-2.0 or mit"
         )
-    return parse_size("--shard-size", options.shard_size)
 
 
-def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
+def _prepare(folder: Path, options: Options) -> _Export:
     model = read_model_config(folder)
     family_of(model)
     check_yarn(model, options.yarn)
@@ -122,7 +120,7 @@ def _prepare(folder: Path, options: Options, shard_bytes: int) -> _Export:
         tokenizer,
         tokenizer_files.special_ids(loaded),
         DTYPES[options.dtype],
-        shard_bytes,
+        options.shard_size,
         options.yarn,
         options.license,
         tokenizer_files.end_of_turn(loaded),
@@ -134,7 +132,7 @@ def write_weights(export: _Export, target: Path, allow_nan: bool) -> None:
     """Stream all weights into safetensors files in `target`; raises ConversionError for NaN or Inf that is not allowed."""
     table, model = weight_table(export.model), export.model
     with SafetensorsWriter(target, huggingface_shapes(model), export.dtype, export.shard_bytes) as writer:
-        for weight in shown(table, "weights"):
+        for weight in shown(table, "writing weights", "tensors"):
             tensor = export.reader.read(weight.megatron).to(export.dtype)  # rounding makes no NaN, but may make Inf
             if not allow_nan:
                 check_finite(tensor, weight.megatron, f"checkpoint {export.folder}")

@@ -33,10 +33,9 @@ from conversion.parity import (
     fixed_rows,
     text_rows,
 )
-from conversion.progress import shown
 from conversion.safetensors_files import DTYPES, SafetensorsReader, check_folder
-from conversion.sizes import parse_size
 from conversion.weights import weight_table
+from smol_console import shown
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping
 from smol_train.checkpoint_integrity import find
@@ -56,7 +55,7 @@ class Form:
     greedy: bool
     """Whether greedy continuations are compared too."""
     memory: int
-    """Bytes: where both models in fp32 take more, they are streamed."""
+    """Where both models in fp32 take more bytes, they are streamed."""
     nan_is_equal: bool = False
     """Whether NaN on both sides is agreement: of a broken model that is converted all the same."""
 
@@ -148,7 +147,7 @@ def unequal_tensors(folder: Path, hf_dir: Path, model: ModelConfig) -> list[str]
     check_folder(theirs, model, str(hf_dir))
     dtype = theirs.dtype
     unequal = []
-    for weight in shown(weight_table(model), "comparing weights"):
+    for weight in shown(weight_table(model), "comparing weights", "tensors"):
         for name, tensor in weight.split(ours.read(weight.megatron).to(dtype), model).items():
             if not _same_bits(tensor, theirs, name):
                 unequal.append(name)
@@ -191,14 +190,13 @@ def _prompts(fixed: Sequence[int], window: int) -> list[Row]:
     return [Row(torch.tensor(fixed[begin : begin + length]), (length,)) for begin in begins]
 
 
-def run(checkpoint_path: Path, hf_dir: Path, text: Path | None, output: Path | None, memory: str) -> None:
+def run(checkpoint_path: Path, hf_dir: Path, text: Path | None, output: Path | None, memory: int) -> None:
     """The command: verify, write parity.json, raise ParityError when the two differ."""
-    form = replace(FULL, memory=parse_size("--memory", memory))
     folder = find(checkpoint_path)
     if not (hf_dir / "config.json").is_file():
         raise ConversionError(f"{hf_dir} is not a Hugging Face folder: it has no config.json; give one that to-hf wrote")
     output = output or hf_dir / "parity.json"
-    figures = verify(folder, hf_dir, text, form)
+    figures = verify(folder, hf_dir, text, replace(FULL, memory=memory))
     write_parity(output, figures)
     print(table(figures))
     print(f"wrote {output}")

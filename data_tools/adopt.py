@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.console import add_command, whole_number
 from data_tools.shard_checks import index_name
 from data_tools.tokenizer_file import TokenizerFile, open_tokenizer
 from data_tools.verify import check_files
 from smol_config import UserError
+from smol_console import add_command, whole_number
 from smol_data.files import IDX_DTYPE_CODES, IDX_HEADER, IDX_MAGIC
 from smol_data.manifest import MANIFEST_NAME, FileEntry, Manifest, TokenizerIdentity
 

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.output import check_new_folder, whole_folder
 from smol_config import UserError
+from smol_console import Progress, add_command, whole_number
 
 DATASETS = ("code", "docs")
 LEAST_HELD_OUT = 4  # sources of each dataset, so that an evaluation never hangs on one document

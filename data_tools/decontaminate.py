@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, ENDINGS, Inputs, find_inputs
 from data_tools.output import REPORT_NAME, check_new_folder, whole_folder
 from data_tools.parallel import Advance, run_tasks
 from smol_config import UserError
+from smol_console import Progress, add_command, whole_number
 
 _BATCH = 2 << 20  # bytes of text searched at a time
 

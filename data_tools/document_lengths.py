@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.console import Progress
 from data_tools.parallel import Advance, run_tasks
+from smol_console import Progress
 from smol_data.files import TokenFiles
 from smol_data.manifest import Manifest, read_manifest
 from smol_data.open_files import OpenFiles

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, find_inputs
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.sampling import sample_texts
-from data_tools.tables import table
 from data_tools.tokenizer_file import load_tokenizer
 from smol_config import UserError
+from smol_console import Progress, add_command, table, whole_number
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -19,10 +19,10 @@ from threading import Event, Lock
 from typing import Any
 
 from data_tools.catalogue import CatalogueEntry
-from data_tools.console import Progress
 from data_tools.hub_listing import LISTING, MIRROR, HubFile, Listing, glob_to_regex, has_file, kept_listing, spaced
 from data_tools.output import write_whole
 from smol_config import UserError
+from smol_console import Progress
 from smol_data.manifest import sha256_of_file
 
 GIGABYTE = 10**9

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.output import check_file, write_whole
 from data_tools.rendering import Decode, html_page, ids_as_text, text_page, window_json
 from data_tools.run_config import DataRun, load_data_run
@@ -21,6 +20,7 @@ from data_tools.run_folder import load_begun_run
 from data_tools.tokenizer_file import open_tokenizer
 from data_tools.windows_seen import SeenWindow, seen_windows
 from smol_config import UserError
+from smol_console import Progress, add_command, whole_number
 from smol_data.schedule import Segment, batch_at, segment_of, step_of, total_steps
 from smol_data.shards import TokenDataset, open_datasets
 

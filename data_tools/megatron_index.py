@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.console import Progress, add_command
 from data_tools.output import check_new_folder, whole_folder
 from smol_config import UserError
+from smol_console import Progress, add_command
 from smol_data.files import IDX_DTYPE_CODES, IDX_MAGIC, TokenFiles
 from smol_data.manifest import FileEntry, read_manifest
 from smol_data.open_files import OpenFiles

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.catalogue import find_catalogue, load_catalogue
-from data_tools.console import add_command
 from data_tools.mixture_plan import MixturePlan, plan_mixture
 from data_tools.plots import check_picture, draw_mixture
 from data_tools.run_config import load_data_run
-from data_tools.tables import percent, short, table
+from smol_console import add_command, percent, short, table
 
 
 def add_parser(subparsers: Any) -> None:

@@ -16,8 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from data_tools.console import Progress
 from smol_config import UserError
+from smol_console import Progress
 
 Advance = Callable[[int], None]
 """Reports work done, in the unit of the progress bar."""

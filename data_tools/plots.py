@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from data_tools.document_lengths import EDGES, THRESHOLDS, Lengths
 from data_tools.mixture_plan import MixturePlan
 from data_tools.output import check_file
-from data_tools.tables import percent, short
 from smol_config import UserError
+from smol_console import percent, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.catalogue import find_catalogue, load_catalogue
-from data_tools.console import add_command, whole_number
 from data_tools.dataset_text import DatasetText, open_text
 from data_tools.hub_files import Hub, MissingText
 from data_tools.prepare_plan import Job, Side, Source, check_source, plan_jobs, plan_table, space_lines, write_source
 from data_tools.run_config import DataRun, load_data_run
-from data_tools.tables import short
 from data_tools.tokenize_text import EXECUTORS, TokenizeSettings, parse_slurm, tokenize
 from data_tools.tokenizer_file import TokenizerFile, open_tokenizer
 from data_tools.verify import verify_folder
 from smol_config import UserError
+from smol_console import add_command, short, whole_number
 
 HELD_OUT_SHARDS = 64  # at most, of a thousandth of a dataset
 

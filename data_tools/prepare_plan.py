@@ -17,8 +17,8 @@ from data_tools.catalogue import Catalogue, CatalogueEntry, Rule
 from data_tools.hub_listing import Listing, kept_listing
 from data_tools.output import write_whole
 from data_tools.run_config import DataRun
-from data_tools.tables import short, table
 from smol_config import Section, UserError, nearest, parse
+from smol_console import short, table
 from smol_data.manifest import MANIFEST_NAME, read_manifest
 
 Side = Literal["train", "held_out"]

@@ -9,8 +9,8 @@ import html
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from data_tools.tables import table
 from data_tools.windows_seen import Piece, SeenWindow
+from smol_console import table
 
 Decode = Callable[[list[int]], str]
 HEADER = ("step", "sample", "stage", "dataset", "epoch", "window", "file", "documents", "targets left out")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_tools.console import Progress
 from data_tools.inputs import Inputs
+from smol_console import Progress
 
 READ_AHEAD = 8  # bytes on disk that are read for a byte of the sample; so a sample of 100 MB never reads a terabyte
 

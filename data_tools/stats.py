@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.console import add_command, whole_number
 from data_tools.document_lengths import EDGES, THRESHOLDS, Lengths, measure
 from data_tools.mixture_plan import MixturePlan, plan_mixture
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.run_config import load_data_run
-from data_tools.tables import percent, table
 from smol_config import UserError
+from smol_console import add_command, percent, table, whole_number
 from smol_data.manifest import MANIFEST_NAME, Manifest
 
 NAMES = {4096: "4k", 32768: "32k", 65536: "64k"}

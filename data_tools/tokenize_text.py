@@ -23,12 +23,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_tools.console import add_command, whole_number
 from data_tools.inputs import ALL_ENDINGS, Inputs, find_inputs
 from data_tools.output import Working, resumable_folder
 from data_tools.repetition import RepetitionRule
 from data_tools.tokenizer_file import TokenizerFile, open_tokenizer
 from smol_config import UserError
+from smol_console import add_command, whole_number
 from smol_data.manifest import MANIFEST_NAME, Manifest
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.catalogue import Catalogue, find_catalogue, load_catalogue
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.dataset_text import DatasetText, open_text
 from data_tools.inputs import ALL_ENDINGS, Inputs, find_inputs
 from data_tools.output import check_new_folder, whole_folder
 from data_tools.run_config import DataRun, load_data_run
 from data_tools.sampling import sample_texts
 from smol_config import UserError
+from smol_console import Progress, add_command, whole_number
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.console import Progress, add_command, whole_number
 from data_tools.output import REPORT_NAME
 from data_tools.parallel import run_tasks
 from data_tools.shard_checks import ShardTask, check_shard, index_name
 from smol_config import UserError
+from smol_console import Progress, add_command, whole_number
 from smol_data.manifest import MANIFEST_NAME, DataError, FileEntry, Manifest, read_manifest
 
 

@@ -68,7 +68,8 @@ def report(config_path: Path, hf: Path) -> bool:
         **inputs, max_new_tokens=96, do_sample=False, repetition_penalty=1.1, pad_token_id=tokenizer.pad_token_id
     )
     print("sample          greedy, repetition penalty 1.1; the first line and a half are the prompt:\n")
-    print("    " + tokenizer.decode(sample[0], skip_special_tokens=True).replace("\n", "\n    "))
+    text = str(tokenizer.decode(sample[0], skip_special_tokens=True))
+    print("    " + text.replace("\n", "\n    "))
     print(f"\nlook at         {run.parent}/loss.png, {hf}/README.md, {hf}/parity.json; tensorboard --logdir {run}/tensorboard")
     return agree
 

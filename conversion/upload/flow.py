@@ -12,7 +12,7 @@ from time import sleep
 from conversion import Unreachable
 from conversion.upload.local_files import LocalFile, hash_all
 from conversion.upload.store import Difference, Listing, Pushed, Store, compare
-from data_tools.console import Progress
+from smol_console import Progress
 
 DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt; attempts in a row that send nothing are bounded by their number."""

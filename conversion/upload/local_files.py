@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from conversion import ConversionError
-from data_tools.console import Progress
+from smol_console import Progress
 
 
 @dataclass(frozen=True)

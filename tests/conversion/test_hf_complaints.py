@@ -52,7 +52,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "damaged": (damage, [], ".distcp has"),
     "no metadata, unlisted": (lambda c: (without_metadata(c), unlist(c)), [], "has no readable .metadata"),
     "damaged, unlisted": (lambda c: (damage(c), unlist(c)), [], "cannot be read (EOFError)"),
-    "shard size": (lambda c: None, ["--shard-size", "big"], "--shard-size 'big' is not a size"),
+    "shard size": (lambda c: None, ["--shard-size", "big"], "argument --shard-size: 'big' is not a size"),
     "text": (lambda c: None, ["--text", "nowhere.txt"], "--text nowhere.txt is not a file"),
     "yarn": (lambda c: None, ["--yarn", "0.5"], "--yarn 0.5 must be 1 (off) or above"),
     "yarn twice": (
@@ -189,4 +189,4 @@ def test_no_checkpoint(tmp_path: Path, smollm3_export: Path, command: Command) -
 @pytest.mark.parametrize("name", ["to-hf", "from-hf", "verify"])
 def test_help_has_an_example(name: str, command: Command) -> None:
     ran = command(name, "--help")
-    assert ran.code == 0 and f"example: python -m conversion {name} " in ran.out
+    assert ran.code == 0 and f"example:\n  python -m conversion {name} " in ran.out

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from conversion import ConversionError
 from conversion.safetensors_files import SafetensorsReader, SafetensorsWriter, plan_shards
-from conversion.sizes import parse_size
 
 SHAPES = {"b.weight": (3, 5), "a.weight": (7,), "layers.10.w": (2, 2), "layers.9.w": (4, 1)}
 
@@ -100,10 +99,3 @@ def test_dtypes_that_are_not_one_float_are_refused(tmp_path: Path, mixed: bool) 
     save_file({"a": first, "b": second}, tmp_path / "model.safetensors")
     with pytest.raises(ConversionError, match="holds tensors of dtype " + ("BF16, F32" if mixed else "I8")):
         _ = SafetensorsReader(tmp_path).dtype
-
-
-def test_sizes() -> None:
-    assert [parse_size("--memory", text) for text in ("5GB", "1.5 mb", "2KiB")] == [5 * 10**9, 1_500_000, 2048]
-    for text in ("5", "0GB", "many", "-1GB"):
-        with pytest.raises(ConversionError, match="is not a size"):
-            parse_size("--memory", text)

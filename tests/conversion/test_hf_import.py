@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command
 
@@ -149,4 +150,14 @@ def test_a_checkpoint_of_another_architecture_is_not_what_the_folder_holds(
     shutil.copyfile(llama_export / "config.json", folder / "config.json")
     ran = command("from-hf", folder, tmp_path / "iter_0000000")
     assert ran.code == 2 and "tensors do not fit its configuration (missing: lm_head.weight; unexpected: " in ran.err
+    assert not (tmp_path / "iter_0000000").exists()
+
+
+def test_a_tokenizer_that_outgrew_the_embedding_is_refused(smollm3_export: Path, tmp_path: Path, command: Command) -> None:
+    folder = Path(shutil.copytree(smollm3_export, tmp_path / "hf"))
+    larger = transformers.AutoTokenizer.from_pretrained(folder)
+    larger.add_tokens(["<one>", "<two>"])
+    larger.save_pretrained(folder)
+    ran = command("from-hf", folder, tmp_path / "iter_0000000")
+    assert ran.code == 2 and "has 261 ids and the model's vocab_size is 260; put the one" in ran.err
     assert not (tmp_path / "iter_0000000").exists()

@@ -60,7 +60,7 @@ def test_a_merge_is_the_weighted_sum_bit_for_bit_and_loads(originals: list[Path]
     out = tmp_path / "out"
     out.mkdir()  # an empty folder may stand there
     ran = command("merge", out, "--models", f"{a}=0.9", f"{b}=0.1")
-    assert ran.code == 0 and f"wrote {out}" in ran.out and "merging tensors: " in ran.out, ran.err
+    assert ran.code == 0 and f"wrote {out}" in ran.out, ran.err
     wanted = expected([a, b], [0.9, 0.1])
     assert same(tensors(out), wanted)
     assert not same(wanted, tensors(a))
@@ -160,7 +160,7 @@ def test_fp32_stays_fp32_and_a_terminal_shows_a_bar(
     before = {folder: (folder / "model.safetensors").read_bytes() for folder in (a, c)}
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     ran = command("merge", tmp_path / "out", "--models", f"{a}=0.9", f"{c}=0.1")
-    assert ran.code == 0 and "merging tensors: 100%" in ran.err and "hashing files: 100%" in ran.err
+    assert ran.code == 0 and "merging: 100%" in ran.err and "hashing: 100%" in ran.err
     assert same(tensors(tmp_path / "out"), expected([a, c], [0.9, 0.1], torch.float32))
     assert all((folder / "model.safetensors").read_bytes() == before[folder] for folder in (a, c))
 
@@ -282,7 +282,7 @@ def test_recipes_that_are_none(tmp_path: Path, command: Command) -> None:
         assert (ran.code, sentence in ran.err) == (2, True), ran.err
     assert command("merge", tmp_path / "out", "--config", path, "--models", "a=1").code == 2  # one of the two
     ran = command("merge", "--help")
-    assert ran.code == 0 and "example: python -m conversion merge " in ran.out
+    assert ran.code == 0 and "example:\n  python -m conversion merge " in ran.out
 
 
 KILLED = """

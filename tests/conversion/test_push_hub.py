@@ -20,7 +20,7 @@ from tiny_runs import REPOSITORY
 from conversion import ConversionError, Unreachable
 from conversion.push import Options, push
 from conversion.upload import flow, hub
-from data_tools.console import Progress
+from smol_console import Progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")  # huggingface_hub's own
 

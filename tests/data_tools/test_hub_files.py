@@ -11,10 +11,10 @@ from hub_double import COMMIT, HubDouble, hub_double
 
 from data_tools import hub_files
 from data_tools.catalogue import CatalogueEntry
-from data_tools.console import Progress
 from data_tools.hub_files import Hub, MissingText
 from data_tools.hub_listing import HubFile, glob_to_regex, kept_listing, spaced
 from smol_config import UserError
+from smol_console import Progress
 
 ENTRY = CatalogueEntry(group="code", repository="org/set", files=["data/*/*.jsonl*"], text_key="text")
 

@@ -15,7 +15,7 @@ from token_folders import random_documents, write_dataset
 
 from data_tools.mixture_plan import plan_mixture
 from data_tools.run_config import load_data_run
-from data_tools.tables import percent, short, table
+from smol_console import percent, short, table
 from smol_data.manifest import read_manifest
 from smol_data.order import Order
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from document_files import python
 
-from data_tools.console import Progress
 from data_tools.parallel import Advance, run_tasks
 from smol_config import UserError
+from smol_console import Progress
 
 
 def square(number: int, advance: Advance) -> int:

@@ -177,7 +177,8 @@ def test_a_set_of_chunks_is_shuffled_again_with_its_own_chunks(tool: Tool, sourc
 MEASURED = """
 import sys
 from pathlib import Path
-from data_tools import chunk_runs, console, output, parallel, shuffle
+import smol_console
+from data_tools import chunk_runs, output, parallel, shuffle
 from data_tools.__main__ import main
 
 def peak():  # of this process alone: getrusage's begins with the peak of the one that started it

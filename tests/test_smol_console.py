@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data_tools.console import Progress, byte_size
+from smol_console import Progress, byte_size
 
 
 class Terminal(io.StringIO):
