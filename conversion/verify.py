@@ -34,7 +34,7 @@ from conversion.parity import (
     text_rows,
 )
 from conversion.safetensors_files import DTYPES, SafetensorsReader, check_folder
-from conversion.weights import weight_table
+from conversion.weights import same_bits, weight_table
 from smol_console import shown
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping
@@ -149,20 +149,16 @@ def unequal_tensors(folder: Path, hf_dir: Path, model: ModelConfig) -> list[str]
     unequal = []
     for weight in shown(weight_table(model), "comparing weights", "tensors"):
         for name, tensor in weight.split(ours.read(weight.megatron).to(dtype), model).items():
-            if not _same_bits(tensor, theirs, name):
+            if not _is_stored(tensor, theirs, name):
                 unequal.append(name)
     return unequal
 
 
-def _same_bits(tensor: Tensor, weights: SafetensorsReader, name: str) -> bool:
-    """Whether `tensor` is tensor `name` of the folder; zeros of another sign are another, NaN is itself."""
+def _is_stored(tensor: Tensor, weights: SafetensorsReader, name: str) -> bool:
+    """Whether `tensor` is tensor `name` of the folder, of which some rows are in memory at a time."""
     rows = max(1, _BLOCK_BYTES // (tensor[0].nbytes or 1))
-    for begin in range(0, len(tensor), rows):
-        block = slice(begin, begin + rows)
-        ours, theirs = (part.contiguous().view(torch.uint8) for part in (tensor[block], weights.read(name, block)))
-        if not torch.equal(ours, theirs):
-            return False
-    return True
+    blocks = [slice(begin, begin + rows) for begin in range(0, len(tensor), rows)]
+    return all(same_bits(tensor[block], weights.read(name, block)) for block in blocks)
 
 
 def _fixed_ids(tokenizer: Any, hf_dir: Path) -> Sequence[int]:

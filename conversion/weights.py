@@ -159,6 +159,15 @@ def check_tensors(found: Mapping[str, Shape], expected: Mapping[str, Shape], whe
         )
 
 
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, byte for byte: a NaN equals itself, -0 does not equal 0."""
+    return a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or Inf."""
     return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())  # twenty times as fast as isfinite().all()
