@@ -8,11 +8,13 @@ import argparse
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from conversion import ConversionError, tokenizer_files
 from conversion.families import SpecialIds, check_yarn, family_of, to_huggingface
@@ -21,7 +23,7 @@ from conversion.model_card import Exported, model_card
 from conversion.safetensors_files import DTYPES, SafetensorsWriter
 from conversion.training_record import Record, read_record
 from conversion.verify import QUICK, Form, raise_unless_passed, sequence_length_of, table, verify, write_parity
-from conversion.weights import check_finite, huggingface_shapes, weight_table
+from conversion.weights import Weight, check_finite, huggingface_shapes, weight_table
 from smol_console import shown
 from smol_model.config import ModelConfig
 from smol_train.checkpoint_folder import read_model_config, read_run_mapping
@@ -131,11 +133,23 @@ def _prepare(folder: Path, options: Options) -> _Export:
 def write_weights(export: _Export, target: Path, allow_nan: bool) -> None:
     """Stream all weights into safetensors files in `target`; raises ConversionError for NaN or Inf that is not allowed."""
     table, model = weight_table(export.model), export.model
-    with SafetensorsWriter(target, huggingface_shapes(model), export.dtype, export.shard_bytes) as writer:
-        for weight in shown(table, "writing weights", "tensors"):
-            tensor = export.reader.read(weight.megatron).to(export.dtype)  # rounding makes no NaN, but may make Inf
-            if not allow_nan:
-                check_finite(tensor, weight.megatron, f"checkpoint {export.folder}")
+
+    def read(weight: Weight) -> Tensor:
+        tensor = export.reader.read(weight.megatron).to(export.dtype)  # rounding makes no NaN, but may make Inf
+        if not allow_nan:
+            check_finite(tensor, weight.megatron, f"checkpoint {export.folder}")
+        return tensor
+
+    # While one tensor is written, a thread reads the next.
+    with (
+        SafetensorsWriter(target, huggingface_shapes(model), export.dtype, export.shard_bytes) as writer,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        coming = thread.submit(read, table[0])
+        for number, weight in enumerate(shown(table, "writing weights", "tensors"), start=1):
+            tensor = coming.result()
+            if number < len(table):
+                coming = thread.submit(read, table[number])
             for name, part in weight.split(tensor, model).items():
                 writer.write(name, part)
     print(f"weights written: {len(writer.files)} file{'s' if len(writer.files) > 1 else ''} in {target}", flush=True)
