@@ -10,4 +10,4 @@ fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-shellcheck -x ./*.sh .ci/run
+shellcheck -x ./*.sh .ci/run slurm/*.sh slurm/jobs/*.sh tests/slurm/*.sh

@@ -63,10 +63,7 @@ def parse(section: type[AnySection], mapping: Mapping[str, Any], source: str, at
 
 def load_mapping(path: str | Path, overrides: Sequence[str] = (), keep_unset: bool = False) -> dict[str, Any]:
     """The merged mapping of a file: bases, overrides, environment. With `keep_unset`, unset ${NAME}s stay as written."""
-    mapping = _read_with_bases(Path(path), ())
-    for override in overrides:
-        _apply_override(mapping, override)
-    mapping = _without_nulls(mapping)
+    mapping = merge_files(path, overrides)
     unset = sorted(_unset(mapping))
     if unset and not keep_unset:
         names = ", ".join(f"${{{name}}}" for name in unset)
@@ -77,6 +74,14 @@ def load_mapping(path: str | Path, overrides: Sequence[str] = (), keep_unset: bo
     return expanded
 
 
+def merge_files(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The merged mapping of a file, bases and overrides, in which every ${NAME} stays as written."""
+    mapping = _read_with_bases(Path(path), ())
+    for override in overrides:
+        _apply_override(mapping, override)
+    return _without_nulls(mapping)
+
+
 def unset_variables(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """Names of environment variables that the file uses and that are not set."""
     return sorted(_unset(load_mapping(path, overrides, keep_unset=True)))
@@ -84,8 +89,12 @@ def unset_variables(path: str | Path, overrides: Sequence[str] = ()) -> list[str
 
 def to_yaml(section: Section) -> str:
     """The resolved configuration as YAML, defaults included; `load` reads it back to an equal section."""
-    mapping = section.model_dump(mode="json", exclude_none=True)
-    return str(yaml.dump(mapping, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return mapping_to_yaml(section.model_dump(mode="json", exclude_none=True))
+
+
+def mapping_to_yaml(mapping: Mapping[str, Any]) -> str:
+    """A mapping as YAML, from which `load_mapping` reads the same values."""
+    return str(yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

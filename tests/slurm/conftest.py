@@ -1,0 +1,48 @@
+"""A real Slurm of three virtual nodes for the session (lab.sh), where it is installed."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row that nobody listens on."""
+    for first in range(30000 + os.getpid() % 1000 * 2, 32700, count):
+        with_socket = [socket.socket() for _ in range(count)]
+        try:
+            for offset, one in enumerate(with_socket):
+                one.bind(("127.0.0.1", first + offset))
+            return first
+        except OSError:
+            continue
+        finally:
+            for one in with_socket:
+                one.close()
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if missing := missing_packages():
+        pytest.skip(f"Slurm is not installed: apt-get install {' '.join(missing)} slurm-wlm-basic-plugins")
+    folder = tmp_path_factory.mktemp("lab")
+    cluster = Cluster(folder, copy_repository(tmp_path_factory.mktemp("copy")))
+    cluster.lab("up", "3", LAB_PORT=str(free_ports(4)))
+    yield cluster
+    cluster.lab("down")
+
+
+@pytest.fixture
+def cluster(lab: Cluster) -> Iterator[Cluster]:
+    """All three nodes idle."""
+    with lab.idle():
+        yield lab
+
+
+@pytest.fixture
+def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
+    return Submitter(cluster, tmp_path)
