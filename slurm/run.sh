@@ -6,11 +6,11 @@
 # begin: may it start (starts.py)?  ->  one srun task a rank (rank.sh)  ->  end: done, stop, or again
 #
 #   exit code 0     done
-#   93              not started again: the ranks refused or RUN/stop was there, no progress, started too often, cancelled
+#   93              not started again: the ranks refused or RUN/stop was there, no progress, started too often
 #   85, a crash     started again: this job back into the queue (scontrol requeue), or its successor, or, without a node on which
 #                   a device is suspected, a new job
 #
-# Slurm itself starts a job again only when a node dies. All that this script does, it says in the log.
+# Slurm itself starts a job again only when a node dies or an operator requeues it. All that this script does, it says in the log.
 #SBATCH --open-mode=append       # a start after a requeue goes on in the same log, and does not wipe it
 #SBATCH --wait-all-nodes=1       # ranks are not started while a node is still booting
 set -euo pipefail
@@ -76,7 +76,7 @@ give_up() {
 }
 
 trap 'interrupted=yes; ask_to_save "time limit" "the time limit is near (USR1)"' USR1
-trap 'interrupted=yes; ask_to_save cancelled "the job is being ended (TERM)"' TERM
+trap 'interrupted=yes; ask_to_save ended "the job is being ended (TERM)"' TERM
 trap 'interrupted=yes; give_up' USR2
 
 # signal_after SECONDS NAME: to this script. A sleep that is stopped with it leaves nothing behind.
@@ -123,7 +123,7 @@ run_ranks() {
   srun=""
   if [[ -e $SMOL_ENDS/93 ]]; then
     code=93
-  elif [[ -e $SMOL_ENDS/85 ]]; then
+  elif [[ $code == 0 && -e $SMOL_ENDS/85 ]]; then # beside a crash it only is how the others took their end
     code=85
   fi
   rm -rf "$SMOL_ENDS"
@@ -131,27 +131,21 @@ run_ranks() {
 
 # Sets reason: why the ranks ended.
 find_reason() {
-  local state
-  state=$(job_field JobState)
-  case $code in
-    0) reason="done" ;;
-    93) reason=stopped ;;
-    *)
-      if [[ $state == CANCELLED ]]; then
-        reason=cancelled
-      elif [[ $state =~ ^(PENDING|NODE_FAIL)$ ]]; then
-        reason=requeued
-      elif [[ $state == PREEMPTED || $(job_field PreemptTime) == 20* ]]; then
-        reason=preempted
-      elif [[ $asked == "time limit" ]]; then
-        reason="time limit"
-      elif [[ $code == 85 ]]; then
-        reason="asked for"
-      else
-        reason=crash
-      fi
-      ;;
-  esac
+  if [[ $code == 0 ]]; then
+    reason="done"
+  elif [[ $code == 93 ]]; then
+    reason=stopped
+  elif [[ $(job_field JobState) != RUNNING ]]; then
+    reason=ended # by Slurm: scancel, a lost node, an operator; which of them it does not tell while the job is being cleaned up
+  elif [[ $(job_field PreemptTime) == 20* ]]; then
+    reason=preempted
+  elif [[ $asked == "time limit" ]]; then
+    reason="time limit"
+  elif [[ $code == 85 ]]; then
+    reason="asked for"
+  else
+    reason=crash
+  fi
 }
 
 # --- the next start --------------------------------------------------------------------------------------------------------
@@ -170,13 +164,13 @@ queue_job() {
   local options names
   mapfile -t options <"$submission/sbatch.options"
   mapfile -t names < <(compgen -e | grep '^SLURM_' | grep -vx SLURM_CONF)
-  retry env "${names[@]/#/--unset=}" sbatch --parsable "${options[@]}" --dependency=singleton "$@" \
+  env "${names[@]/#/--unset=}" sbatch --parsable "${options[@]}" --dependency=singleton "$@" \
     "$SMOL_CODE/slurm/run.sh" "$SMOL_RUN" "$SMOL_CODE" "$job" | cut -d';' -f1
 }
 
 queue_successor() {
   [[ $SMOL_REQUEUE == chain ]] || return 0
-  successor=$(queue_job)
+  successor=$(retry queue_job)
   log "job $successor waits as successor"
 }
 
@@ -198,8 +192,6 @@ start_again() {
   fi
   if [[ -n $successor ]]; then
     log "successor $successor takes over"
-  elif [[ $reason == requeued ]]; then
-    log "Slurm has put it back into the queue itself, since a node was lost or an operator asked for it"
   elif retry scontrol requeue "$SLURM_JOB_ID"; then
     log "back in the queue"
   else
@@ -229,21 +221,21 @@ fi
 kill "${timers[@]}" 2>/dev/null || true
 find_reason
 log "the ranks ended with $code ($reason)"
-case $code in # what holds where starts.py itself cannot run
-  0) outcome="done" ;;
-  93) outcome=stop ;;
-  *) outcome=again ;;
-esac
 if noted=$(starts end --code "$code" --reason "$reason"); then
   outcome=$noted
 else
   log "the end could not be noted; going by the exit code"
+  case $code in
+    0) outcome="done" ;;
+    93) outcome=stop ;;
+    *) outcome=again ;;
+  esac
 fi
 read -r next exclude <<<"$outcome"
-if [[ $next == again ]]; then
-  start_again "$exclude"
-else
-  drop_successor
-fi
+case $next in
+  again) start_again "$exclude" ;;
+  done | stop) drop_successor ;;
+  leave) ;; # requeueing a job that was cancelled would bring it back to life
+esac
 [[ $next != stop ]] || code=93
 exit "$code"

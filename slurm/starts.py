@@ -4,7 +4,8 @@
     python -m slurm.starts end   RUN --chain C --job ID --code CODE --reason WHY  --max-restarts M [--trains]
 
 slurm/run.sh calls `begin` before it starts the ranks: exit code 0, or 93 and a sentence when the job is not to be started.
-`end` prints one line for it: "done", "stop", or "again", with the nodes to leave out where devices are suspected.
+`end` prints one line for it: "done", "stop", "leave" (to Slurm), or "again", with the nodes to leave out where devices
+are suspected.
 
 A chain is all starts of one submission, whether Slurm requeued the job or another job took over. It ends when it has been
 started too often, or when two restarts brought no new checkpoint: a fault that comes again at once would otherwise burn the
@@ -26,9 +27,9 @@ from smol_train.exit_codes import DONE, REFUSED
 FRUITLESS_RESTARTS = 2
 """Restarts without a new checkpoint after which the chain ends."""
 
-Reason = Literal["done", "stopped", "time limit", "preempted", "requeued", "cancelled", "asked for", "crash"]
-"""requeued: by Slurm itself, as when a node dies. asked for: by the ranks themselves, after a signal that they heard, a hang,
-or a NaN that points to a device."""
+Reason = Literal["done", "stopped", "time limit", "preempted", "ended", "asked for", "crash"]
+"""ended: by Slurm, as when a node dies or at scancel. asked for: by the ranks themselves, after a signal that they heard, a
+hang, or a NaN that points to a device."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Start:
 class Next:
     """What becomes of the job."""
 
-    step: Literal["done", "stop", "again"]
+    step: Literal["done", "stop", "again", "leave"]
     sentence: str
     exclude: list[str] = field(default_factory=list)
     """Nodes on which it must not be started again."""
@@ -80,7 +81,7 @@ def _fruitless(starts: Sequence[Start], newest: int, trains: bool) -> int:
         if start.reason == "preempted":
             continue
         # After a rollback the newest checkpoint is an older one; that is no progress either.
-        if start.checkpoint < newest if trains else start.reason not in ("crash", "requeued", None):
+        if start.checkpoint < newest if trains else start.reason not in ("crash", "ended", None):
             break
         count += 1
     return count
@@ -89,8 +90,8 @@ def _fruitless(starts: Sequence[Start], newest: int, trains: bool) -> int:
 def decide(starts: Sequence[Start], code: int, newest: int, max_restarts: int, trains: bool, suspects: Sequence[str]) -> Next:
     """What follows the end of the chain's last start. `suspects`: the host of every line of RUN/suspects.jsonl."""
     last = starts[-1]
-    if last.reason == "cancelled":
-        return Next("stop", "cancelled, so it is not started again")
+    if last.reason == "ended":
+        return Next("leave", "Slurm ended it, and starts it again if it was for a lost node")
     if code == DONE:
         return Next("done", "done")
     if code == REFUSED:

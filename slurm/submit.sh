@@ -135,6 +135,7 @@ id=${submitted%%;*}
 cat <<TEXT
 job $id: $job of $run
 log     $run/slurm/logs/$job-$id.log
-stop    touch $run/stop        (saves first; scancel $id does not)
+stop    touch $run/stop
+cancel  scancel --name=$job-$(basename "$run")-$stamp        (saves nothing)
 code    $code
 TEXT

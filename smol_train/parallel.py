@@ -7,6 +7,7 @@ process makes a world of one. NCCL carries the traffic where CUDA is there, gloo
 import contextlib
 import os
 import random
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -76,6 +77,11 @@ def launched_as() -> tuple[int, int, int]:
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "MASTER_ADDR" in os.environ else "1"))
     return rank, world, int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def host_name() -> str:
+    """This node as Slurm calls it, so that it can be named to Slurm; else as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _join_world(timeout: timedelta) -> torch.device:

@@ -12,7 +12,6 @@ update anyway, and its own checks would wait for the device once a bucket of gra
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from smol_train.batches import open_loader
 from smol_train.optim import gradient_norm
+from smol_train.parallel import host_name
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
@@ -137,7 +137,7 @@ def _suspects(trainer: "Trainer", reports: list[Any]) -> list[Suspect]:
     device = f"{ranks.device.type}:{ranks.device.index}" if ranks.device.index is not None else f"process {os.getpid()}"
     stage = parallel_state.get_pipeline_model_parallel_rank()
     told: list[Suspect | None] = [None] * ranks.world_size
-    torch.distributed.all_gather_object(told, Suspect(ranks.rank, socket.gethostname(), device, mine, stage) if mine else None)
+    torch.distributed.all_gather_object(told, Suspect(ranks.rank, host_name(), device, mine, stage) if mine else None)
     signs = [suspect for suspect in told if suspect]
     surest = [[suspect for suspect in signs if suspect.where == place] for place in PLACES]
     found = next((suspects for suspects in surest if suspects), [])

@@ -5,7 +5,6 @@ brings the sums together, and the main rank judges them.
 """
 
 import logging
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.callbacks.devices import DeviceMetrics
 from smol_train.nvml import throttle_names
+from smol_train.parallel import host_name
 from smol_train.sections.watch import LoggingConfig
 from smol_train.stragglers import OWN, PARTS, Cause, Table, ThroughputWatch, slowest, step_seconds
 
@@ -51,7 +51,7 @@ class RankReport(Callback):
     def on_fit_start(self, trainer: "Trainer") -> None:
         if self.every:
             self.hosts = [("", 0)] * trainer.ranks.world_size
-            torch.distributed.all_gather_object(self.hosts, (socket.gethostname(), trainer.ranks.data_parallel_rank))
+            torch.distributed.all_gather_object(self.hosts, (host_name(), trainer.ranks.data_parallel_rank))
 
     def on_step_start(self, trainer: "Trainer") -> None:
         self.paused = time.perf_counter() - self.ended

@@ -17,7 +17,6 @@ import json
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ import torch
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.exit_codes import REQUEUE
-from smol_train.parallel import TIMEOUT, Ranks
+from smol_train.parallel import TIMEOUT, Ranks, host_name
 from smol_train.sections.watch import WatchdogConfig
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ class Watchdog(Callback):
         if phase == self.written:
             return
         path = self.run / "heartbeat" / f"rank_{self.ranks.rank}.json"
-        place = {"rank": self.ranks.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        place = {"rank": self.ranks.rank, "host": host_name(), "pid": os.getpid()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -172,7 +171,7 @@ class Watchdog(Callback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / f"rank_{rank}.partial").open("w", encoding="utf8") as file:
-                file.write(f"{what}; host {socket.gethostname()}, process {os.getpid()}\n\n")
+                file.write(f"{what}; host {host_name()}, process {os.getpid()}\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
             (self.folder / f"rank_{rank}.partial").rename(self.folder / f"rank_{rank}.txt")

@@ -4,9 +4,9 @@
 #
 #   work       a checkpoint at once, 5 steps after the newest; then until RUN/finish is there (0), RUN/stop (93), or a signal (85)
 #   crash      exit code 1 at once
-#   stubborn   as work, but deaf to signals
-#   refuse     rank 0 ends with 93, the others would go on for ever
-#   suspect    as work on a node that is not n1; on n1 it says that the device is suspected, and ends with 85
+#   stubborn   as work, but deaf to SIGUSR1
+#   refuse     rank 0 ends with 93, the others crash when they have lost it
+#   suspect    as work, but where n1 takes part, its device is suspected, and all end with 85
 set -euo pipefail
 
 behaviour=$1
@@ -26,16 +26,20 @@ save() {
 
 case $behaviour in
   crash) exit 1 ;;
-  stubborn) trap '' USR1 TERM ;;
-  refuse) [[ $SLURM_PROCID != 0 ]] || exit 93 ;;
+  stubborn) trap '' USR1 ;;
+  refuse)
+    [[ $SLURM_PROCID != 0 ]] || exit 93
+    sleep 1
+    exit 1
+    ;;
   suspect)
-    if [[ $SLURMD_NODENAME == n1 ]]; then
-      echo "{\"host\": \"$SLURMD_NODENAME\", \"step\": 5}" >>"$SMOL_RUN/suspects.jsonl"
+    if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -qx n1; then
+      [[ $SLURMD_NODENAME != n1 ]] || echo '{"host": "n1", "step": 5}' >>"$SMOL_RUN/suspects.jsonl"
       exit 85
     fi
     ;;
 esac
-[[ $behaviour == refuse ]] || save
+save
 while true; do
   if [[ -n $stopped ]]; then
     save
@@ -43,5 +47,5 @@ while true; do
   fi
   [[ ! -e $SMOL_RUN/stop ]] || exit 93
   [[ ! -e $SMOL_RUN/finish ]] || exit 0
-  sleep 0.2
+  sleep 0.2 || true # it hears the signals too
 done

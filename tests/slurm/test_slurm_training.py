@@ -74,6 +74,7 @@ def test_time_limit_killed_rank_and_lost_node_change_nothing_in_the_run(
     submit.wait_for_log("restart 3, of")
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", submit.log()
 
+    assert json.loads((submit.run / "heartbeat" / "rank_1.json").read_text())["host"] == "n3", "as Slurm calls it"
     starts = lines(submit.run / "slurm" / "starts.jsonl")
     begun = [line for line in starts if line["event"] == "start"]
     assert [line["nodes"] for line in begun] == [["n1", "n2"]] * 3 + [["n1", "n3"]], "the spare takes the lost node's place"

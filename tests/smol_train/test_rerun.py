@@ -1,12 +1,15 @@
 """NaN: whether it comes again when the step is computed again decides what is done, and where it began is told."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ranks import Ranks
 from spike_jobs import train_with_fault
+
+from smol_train.parallel import host_name
 
 SETTINGS = ["data.stages.0.steps=4", "data.stages.1.steps=4", "checkpoint.every_steps=2"]
 
@@ -54,3 +57,10 @@ def test_a_nan_that_comes_again_costs_its_update_and_training_goes_on(ranks: Ran
         assert [step["step"] for step in result["steps"] if not step["updated"]] == [4]
         assert [step["step"] for step in result["steps"][:-1] if not step["moved"]] == [4]
     assert [line["event"] for line in lines(settings, "alerts.jsonl")] == ["started", "nan", "done"]
+
+
+def test_a_node_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    assert host_name() == socket.gethostname()
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    assert host_name() == "gpu-17"
