@@ -103,7 +103,7 @@ up() {
 job_processes() {
   local process environment
   for process in /proc/[0-9]*; do
-    environment=$(tr '\0' '\n' <"$process/environ" 2>/dev/null) || continue
+    environment=$(tr '\0' '\n' 2>/dev/null <"$process/environ") 2>/dev/null || continue
     if grep -qx "SLURM_CONF=$SLURM_CONF" <<<"$environment" && grep -qx "SLURMD_NODENAME=${1:-.*}" <<<"$environment"; then
       echo "${process#/proc/}"
     fi
