@@ -14,6 +14,7 @@ from hf_folders import contents, hf_folder, large
 from hub_repositories import Entry
 from hub_writes_double import CUT, HOLD, LOSE, PAGE, HubWritesDouble, hub_writes_double
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.utils import enable_progress_bars
 from small_models import Command
 from tiny_runs import REPOSITORY
 
@@ -445,6 +446,7 @@ def test_progress_is_lines_in_a_log_and_a_bar_on_a_terminal(
     assert f"sending: {size:,} of {size:,} B, " in ran.err and f"hashing: {size:,} of {size:,} B, " in ran.err
     assert "%|" not in ran.err
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    enable_progress_bars()  # transformers' switch, which other commands of this process turn, is the Hub's too
     ran = command("push", hf_folder(folder.parent / "other", shards=2, seed=1), "me/other")
     assert ran.code == 0 and "sending: 100%" in ran.err and "model-00001-of-00002.safetensors: 100%" in ran.err
 

@@ -36,9 +36,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """A process that may have few more files open than it has now."""
+    """A process that may have twice as many files open as it has now, and a few: a quarter of that is left to a loader."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = max(open_descriptors()) + 40
+    allowed = 2 * max(open_descriptors()) + 40
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, before[1]))
     yield allowed
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
