@@ -2,13 +2,14 @@
 
 Megatron-Core names its device in its source: `torch.cuda.current_device()`, `device="cuda"`, `x.cuda()`. On a host
 without CUDA this file rewrites those names in the syntax tree of megatron.core's modules while they are imported, and
-only there: torch itself and every other library stay untouched, and no file changes on disk. Five rules:
+only there: torch itself and every other library stay untouched, and no file changes on disk. Six rules:
 
     torch.cuda, from torch.cuda import x   ->  HOST_CUDA (below)       streams, events, RNG, memory, NVTX
     f(device="cuda"), def f(d="cuda")      ->  "cpu"                   found_inf, gradient norm, token counts
     "torch.cuda.BFloat16Tensor"            ->  "torch.BFloat16Tensor"  the optimizer's comparison with Tensor.type()
     x.cuda()                               ->  x.to("cpu")
     f(pin_memory=True)                     ->  f(pin_memory=False)
+    torch.matmul(x, y), x.matmul(y)        ->  host_matmul(x, y)       bf16 on a CPU that has no instructions for it
 
 tests/smol_model/test_host_device.py pins the number of rewritten places for the pinned megatron-core, so that an upgrade
 cannot change what is rewritten unseen. Processes that a library *spawns* import this package again through __main__.
@@ -16,6 +17,7 @@ cannot change what is rewritten unseen. Processes that a library *spawns* import
 
 import ast
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import logging
@@ -28,6 +30,8 @@ from typing import Any
 
 _PACKAGE = "megatron.core"
 _FACADE = "__host_cuda__"
+_MATMUL = "__host_matmul__"
+_NAMES = [ast.alias("HOST_CUDA", _FACADE), ast.alias("host_matmul", _MATMUL)]
 
 rewritten: Counter[str] = Counter()
 """Places rewritten so far, by rule; empty where CUDA is there."""
@@ -69,7 +73,7 @@ class _RewritingLoader(importlib.machinery.SourceFileLoader):
         if rewriter.found:
             rewritten.update(rewriter.found)
             first = next(i for i, statement in enumerate(tree.body) if not _must_stay_first(statement))
-            tree.body.insert(first, ast.ImportFrom(__name__, [ast.alias("HOST_CUDA", _FACADE)], 0))
+            tree.body.insert(first, ast.ImportFrom(__name__, _NAMES, 0))
         code: types.CodeType = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
         return code
 
@@ -87,7 +91,7 @@ def _must_stay_first(statement: ast.stmt) -> bool:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Applies the five rules to one module and counts the places."""
+    """Applies the six rules to one module and counts the places."""
 
     def __init__(self) -> None:
         self.found: Counter[str] = Counter()
@@ -144,11 +148,38 @@ class _Rewriter(ast.NodeTransformer):
             to_cpu = ast.copy_location(ast.Attribute(function.value, "to", ast.Load()), function)
             others = [keyword for keyword in node.keywords if keyword.arg != "device"]
             node = self._replace("x.cuda()", node, ast.Call(to_cpu, [ast.Constant("cpu")], others))
+        if isinstance(function, ast.Attribute) and function.attr == "matmul" and not node.keywords:
+            factors = node.args if _is_torch(function.value) else [function.value, *node.args]
+            node = self._replace("matmul", node, ast.Call(ast.Name(_MATMUL, ast.Load()), factors, []))
         return self.generic_visit(node)
 
 
 def _is_torch(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id == "torch"
+
+
+# --- products of bf16 matrices ---------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _has_bf16_kernels() -> bool:
+    """Whether oneDNN multiplies bf16 on this CPU (AVX-512 or its like); AVX2 alone leaves it to torch's loops."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def host_matmul(left: Any, right: Any) -> Any:
+    """left @ right, in the dtype of both.
+
+    Without bf16 kernels, bf16 is multiplied in fp32 and rounded once, as they would: the same to the last rounding, and three to
+    ten times as fast as torch's loops (1024 x 128 x 4096 on one AVX2 core: 24 ms against 254 ms).
+    """
+    import torch
+
+    if left.dtype is right.dtype is torch.bfloat16 and not _has_bf16_kernels():
+        return torch.matmul(left.float(), right.float()).bfloat16()
+    return torch.matmul(left, right)
 
 
 # --- what `torch.cuda` means to megatron.core on such a host: one device, one implicit stream, one generator ----------------

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tiny_runs import REPOSITORY
 
+from smol_model import host_device
+
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is rewritten where CUDA is there")
 
 
@@ -35,6 +37,7 @@ print(json.dumps([importlib.metadata.version("megatron-core"), rewritten, unchan
         "x.cuda()": 11,
         "tensor type name": 9,
         "pin_memory": 6,
+        "matmul": 11,
     }
     assert unchanged, "torch.cuda itself must stay as it is"
 
@@ -55,3 +58,19 @@ print(finder.find_spec("megatron.core", megatron.__path__), dict(rewritten))
 def test_configs_load_without_torch() -> None:
     code = "import smol_model.config, smol_data.config, smol_train.config, sys; print('torch' in sys.modules)"
     assert in_new_process(code) == "False"
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_products_of_bf16_are_rounded_once_with_or_without_kernels_for_them(
+    kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_device, "_has_bf16_kernels", lambda: kernels)
+    generator = torch.Generator().manual_seed(6)
+    left, right = (torch.randn(shape, generator=generator).bfloat16() for shape in ((3, 64, 256), (256, 32)))
+    product = host_device.host_matmul(left, right)
+    exact = left.double() @ right.double()
+    assert product.dtype is torch.bfloat16
+    assert torch.all((product.double() - exact).abs() <= exact.abs() / 256 + 1e-5), (
+        "half a unit in the last place, and sums in fp32"
+    )
+    assert host_device.host_matmul(left.float(), right.float()).dtype is torch.float32
