@@ -172,8 +172,8 @@ def _has_bf16_kernels() -> bool:
 def host_matmul(left: Any, right: Any) -> Any:
     """left @ right, in the dtype of both.
 
-    Without bf16 kernels, bf16 is multiplied in fp32 and rounded once, as they would: the same to the last rounding, and three to
-    ten times as fast as torch's loops (1024 x 128 x 4096 on one AVX2 core: 24 ms against 254 ms).
+    Without bf16 kernels, bf16 is multiplied in fp32 and rounded once, as they would: the same to the last rounding, and three
+    to ten times as fast as torch's loops (1024 x 128 x 4096 on one AVX2 core: 24 ms against 254 ms).
     """
     import torch
 
