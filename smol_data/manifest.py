@@ -90,14 +90,21 @@ def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a token dataset folder; raises DataError when there is none or it is damaged."""
     path = Path(folder) / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf8"))
+        text = path.read_text(encoding="utf8")
     except OSError as error:
         remedy = "make the dataset with `python -m data_tools tokenize`"
         raise DataError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """A manifest from its text, read at `where`; raises DataError when it is damaged."""
+    try:
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(f"{path} is damaged: {where}: {first['msg']}; tokenise the text again") from error
+        at = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(f"{where} is damaged: {at}: {first['msg']}; tokenise the text again") from error
 
 
 def sha256_of_file(path: Path) -> str:

@@ -64,6 +64,11 @@ class S5cmd:
         patience = PATIENCE + sum(file.size for file in files) / SLOWEST
         self._run("run", lines=[shlex.join(command) for command in commands], patience=patience)
 
+    def fetch(self, name: str, path: Path, size: int) -> None:
+        """The object of `size` bytes as a file, which gets its name when it is whole. An s5cmd that is killed leaves its
+        beginnings beside it, as `path` with digits behind."""
+        self._run("cp", "--raw", f"{self.url}/{name}", str(path.absolute()), patience=PATIENCE + size / SLOWEST)
+
     def remove(self, names: Sequence[str]) -> None:
         self._run("run", lines=[shlex.join(["rm", "--raw", f"{self.url}/{name}"]) for name in names])
 

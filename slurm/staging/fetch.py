@@ -1,0 +1,107 @@
+"""Brings missing files to the disk, several at a time; none gets its name before its size and SHA-256 are right."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event
+
+from slurm.staging.disk import THREADS, Disk
+from slurm.staging.needs import StagingError
+from slurm.staging.peers import Step
+from slurm.staging.sources import Silent, Source
+from smol_console import Progress
+from smol_data.manifest import FileEntry, Manifest, sha256_of_file
+
+DELAYS = (5.0, 10.0, 20.0, 40.0, *[60.0] * 12)
+"""Seconds before each further attempt at a source that does not answer: 13 minutes, besides what s5cmd waits itself."""
+
+File = tuple[str, FileEntry]
+"""Of a dataset: its name, and the file's entry in its manifest."""
+
+
+class Fetcher:
+    """Asks the other nodes of the step first, then the source."""
+
+    def __init__(self, disk: Disk, source: Source, step: Step) -> None:
+        self._disk, self._source, self._step = disk, source, step
+        self._peers = step.peers()
+        self._stopped = Event()
+        self._attempts_told: set[int] = set()
+        self.read = Counter[str]()
+        """Files by where they came from: a node, or the source's place."""
+
+    def fetch(self, manifests: Mapping[str, Manifest], missing: Mapping[str, Sequence[FileEntry]]) -> None:
+        """Make these datasets whole. Raises Silent when the source did not answer for long, StagingError when it holds other
+        bytes than its manifest says."""
+        files = [(name, entry) for name, entries in missing.items() for entry in entries]
+        begin = int(self._step.share * len(files))  # each node begins elsewhere, and soon has something for the others
+        files = files[begin:] + files[:begin]
+        left = {name: len(entries) for name, entries in missing.items()}
+        for name, entries in missing.items():
+            self._disk.begin(name, manifests[name], entries)
+            if not entries:
+                self._disk.finish(name, manifests[name])
+        total = sum(entry.bytes for _, entry in files)
+        with Progress(f"{self._step.node}: loading", "B", total) as progress, ThreadPoolExecutor(THREADS) as threads:
+            work = {threads.submit(self._fetch, file): file for file in files}
+            try:
+                for future in as_completed(work):
+                    future.result()
+                    name, entry = work[future]
+                    progress.advance(entry.bytes)
+                    left[name] -= 1
+                    if not left[name]:
+                        self._disk.finish(name, manifests[name])
+            except BaseException:
+                self._stopped.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _fetch(self, file: File) -> None:
+        """From the first place that has the right bytes; patiently, where the source does not answer."""
+        (name, entry), faults = file, 0
+        partial = self._disk.partial(name, entry)
+        if partial.exists() and partial.stat().st_size > entry.bytes:
+            partial.unlink()
+        for attempt, delay in enumerate((*DELAYS, None), 1):
+            if self._from_peers(file):
+                return
+            try:
+                while faults < 2:  # the beginning may have been another's
+                    self._source.copy(name, entry, partial)
+                    if self._accept(file, self._source.place):
+                        return
+                    faults += 1
+            except Silent as error:
+                if delay is None or self._stopped.is_set():
+                    raise
+                if attempt not in self._attempts_told:  # once for all files that are under way
+                    self._attempts_told.add(attempt)
+                    self._step.say(f"{error}; next attempt in {delay:.0f} s")
+                time.sleep(delay)
+                continue
+            raise StagingError(
+                f"{self._source.place}/{name}/{entry.name} is not what its manifest says ({entry.bytes} bytes with SHA-256 "
+                f"{entry.sha256}); copy the dataset there again"
+            )
+
+    def _from_peers(self, file: File) -> bool:
+        name, entry = file
+        return any(
+            peer.copy(name, entry, self._disk.partial(name, entry)) and self._accept(file, peer.node) for peer in self._peers
+        )
+
+    def _accept(self, file: File, place: str) -> bool:
+        """Give the file its name if it is right; otherwise it goes."""
+        name, entry = file
+        partial = self._disk.partial(name, entry)
+        if partial.stat().st_size != entry.bytes or sha256_of_file(partial) != entry.sha256:
+            partial.unlink()
+            return False
+        with partial.open("rb") as written:  # a node that loses power must not keep the name without the bytes
+            os.fsync(written.fileno())
+        partial.rename(partial.with_name(entry.name))
+        self.read[place] += 1
+        return True
