@@ -106,14 +106,11 @@ start_timers() {
 
 # Sets code: what the ranks ended with.
 run_ranks() {
-  local options=()
-  read -ra options <<<"${SMOL_SRUN:-}"
+  set_launcher
+  [[ $job_drives == no ]] || launcher=()
   mkdir -p "$SMOL_ENDS"
   rm -f "$SMOL_ENDS"/*
-  # A crash takes the other ranks along at once; after an agreed end they have two minutes to finish theirs.
-  # --cpus-per-task: srun does not take it over from sbatch.
-  srun --kill-on-bad-exit=1 --wait=120 --label --cpus-per-task="$SMOL_CPUS_PER_RANK" "${options[@]}" \
-    bash "$SMOL_CODE/slurm/rank.sh" "${job_command[@]}" "$@" &
+  "${launcher[@]}" "${job_command[@]}" "$@" &
   srun=$!
   while true; do # a signal ends bash's wait, not srun
     interrupted="" code=0
