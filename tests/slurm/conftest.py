@@ -31,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(f"Slurm is not installed: apt-get install {' '.join(missing)} slurm-wlm-basic-plugins")
     folder = tmp_path_factory.mktemp("lab")
     cluster = Cluster(folder, copy_repository(tmp_path_factory.mktemp("copy")))
-    cluster.lab("up", "3", LAB_PORT=str(free_ports(4)))
+    cluster.lab("up", "3", LAB_PORT=str(free_ports(5)))
     yield cluster
     cluster.lab("down")
 
