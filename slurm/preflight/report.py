@@ -22,23 +22,26 @@ of all-reduces in one node, over two, over 3 to 16. One throttled GPU took the l
 
 
 def render(findings: Findings) -> str:
-    """Nodes that found the same share a line. Below the table, the sentences of what is not ok."""
-    rows, sentences = [], []
+    """Nodes that found the same share a line. Below: why checks were skipped, and what is to be done about the others."""
+    rows = []
+    reasons: dict[str, list[str]] = {}
+    remedies: dict[tuple[str, str, str], list[str]] = {}
     for check in dict.fromkeys(check for of in findings.values() for check in of):
         alike: dict[tuple[str, str, str], list[str]] = {}
-        said: dict[tuple[str, str], list[str]] = {}
         for node, of in findings.items():
             if (one := of.get(check)) is None:
                 continue
             alike.setdefault((one.verdict, one.value, one.want), []).append(node)
-            if one.sentence:
-                said.setdefault((one.verdict, one.sentence), []).append(node)
+            if one.verdict == "skipped":
+                reasons.setdefault(one.sentence, []).append(check)
+            elif one.verdict != "ok":
+                remedies.setdefault((one.verdict, check, one.sentence), []).append(node)
         for (verdict, value, want), nodes in alike.items():
             rows.append([check, _names(nodes, len(findings)), verdict, value, want, REFERENCE.get(check, "")])
-        for (verdict, sentence), nodes in said.items():
-            if verdict != "ok":
-                sentences.append(f"{verdict}: {check}, {_names(nodes, len(findings))}: {sentence}")
-    return "\n".join([table(("check", "node", "verdict", "value", "want", "SmolLM3 had"), rows, left=6), "", *sentences])
+    skipped = [f"skipped, {reason}: {', '.join(dict.fromkeys(checks))}" for reason, checks in reasons.items()]
+    wrong = [f"{word}: {check}, {_names(nodes, len(findings))}: {said}" for (word, check, said), nodes in remedies.items()]
+    head = ("check", "node", "verdict", "value", "want", "SmolLM3 had")
+    return "\n".join([table(head, rows, left=len(head)), *skipped, *wrong])
 
 
 def _names(nodes: Sequence[str], total: int) -> str:

@@ -113,12 +113,12 @@ def checkpoints_to_come(config: RunConfig, run: Path) -> int:
 def check_space(node: Node) -> Finding:
     size, count = plan(node.config).checkpoint.disk_bytes, checkpoints_to_come(node.config, node.run)
     free, needed = free_bytes(node.run), size * count
-    value, want = f"{short(free)}B free", f">= {short(needed)}B"
+    value, want = f"{free / 1e9:.4g} GB free", f">= {needed / 1e9:.4g} GB"
     if free >= needed:
         return Finding("ok", value, want)
     sentence = (
-        f"{node.run} has {short(free)}B free, and {count} more checkpoints of {short(size)}B are to come; free space, lower "
-        f"checkpoint.keep_last={node.config.checkpoint.keep_last}, or raise checkpoint.keep_every_steps="
+        f"{node.run} has {free / 1e9:.4g} GB free, and {count} more checkpoints of {size / 1e9:.4g} GB are to come; free some, "
+        f"lower checkpoint.keep_last={node.config.checkpoint.keep_last}, or raise checkpoint.keep_every_steps="
         f"{node.config.checkpoint.keep_every_steps}"
     )
     return Finding("stop", value, want, sentence)
