@@ -5,20 +5,19 @@ node's fault nor the configuration's: what needs it has its own patience, so it 
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from slurm.preflight.findings import Absent, Finding, Node
 from smol_data.manifest import tokenizer_sha256
 
 
 def check_s3(node: Node) -> Finding:
-    """The source of the data can be listed; what the configuration names can be written too."""
+    """The source of the data can be listed; where checkpoints go can be written too."""
     from conversion import ConversionError, Unreachable
     from conversion.upload.s5cmd import S5cmd
 
-    targets = sorted(set(_s3_urls(node.config.model_dump())))
+    settings = node.config.checkpoint.model_dump().values()
+    targets = [value for value in settings if isinstance(value, str) and value.startswith("s3://")]
     sources = [node.source] if node.source.startswith("s3://") else []
     if not targets and not sources:
         raise Absent("no s3:// address is used")
@@ -34,16 +33,6 @@ def check_s3(node: Node) -> Finding:
     except ConversionError as error:
         return Finding("stop", "refused", "allowed", str(error))
     return Finding("ok", ", ".join([*(f"reads {url}" for url in sources), *(f"writes {url}" for url in targets)]), "allowed")
-
-
-def _s3_urls(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _s3_urls(item)
-    elif isinstance(value, str) and value.startswith("s3://"):
-        yield value
 
 
 def check_hub(node: Node) -> Finding:

@@ -130,10 +130,11 @@ def test_s3_is_asked_for_what_the_job_does_there(bench: Bench, s3: S3Double) -> 
     assert bench.verdict("s3") == "stop" and "there is no bucket smol" in bench.check("s3").sentence
     client = boto3.client("s3", endpoint_url=s3.address)
     client.create_bucket(Bucket="smol")
-    assert bench.check("s3").value == "reads s3://smol/data" and not s3.arrived
-    bench.change(config=bench.config("alerts.webhook=s3://smol/checkpoints"))
+    assert bench.check("s3").value == "reads s3://smol/data"
+    checkpoint = SimpleNamespace(model_dump=lambda: {"upload": "s3://smol/checkpoints", "keep_last": 2})
+    bench.change(config=SimpleNamespace(checkpoint=checkpoint))
     assert bench.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
-    assert s3.arrived == ["/smol/checkpoints/.preflight/n1"]
+    assert s3.arrived[1:] == ["/smol/checkpoints/.preflight/n1"]
     assert not client.list_objects_v2(Bucket="smol").get("Contents"), "what was written is removed again"
     s3.faults = {".preflight": [403] * 9}
     assert bench.verdict("s3") == "stop" and "access is denied" in bench.check("s3").sentence
