@@ -84,7 +84,7 @@ class Exporter:
         try:
             self._in_child(_check, self.arguments)
             say(f"exporting the checkpoints of {self.run} to {self.hf}{f', pushing to {self.target}' if self.target else ''}")
-            for _ in rounds(self.run, self.arguments.every, self.arguments.once, self.later, self.stop):
+            for _ in rounds(self.run, self.arguments.every, self.arguments.once, lambda: self.later.waiting, self.stop):
                 self._round()
         except background.Stopped:
             self._clean_up()

@@ -8,16 +8,13 @@
 A folder's name says that it is an export; the records say of which checkpoint, since a run that rolled back saves steps anew.
 """
 
-import contextlib
-import json
-import os
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from conversion import ConversionError
+from conversion.watching import append_line, read_lines
 from smol_train.checkpoint_folder import read_state
 
 RECORDS_NAME = "export.jsonl"
@@ -76,23 +73,13 @@ class Records:
         self._path = hf / RECORDS_NAME
         self.exports: dict[int, Export] = {}
         """By step, what holds of its latest checkpoint."""
-        with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf8").splitlines():
-                with contextlib.suppress(ValueError):  # half a line, of an exporter that was killed
-                    self._take(json.loads(line))
+        for line in read_lines(self._path):
+            self._take(line)
 
     def add(self, event: Event, step: int, **details: Any) -> None:
         """Append a line, on the disk when this returns; raises ConversionError when it cannot be written."""
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "step": step, **details}
-        try:
-            with self._path.open("a+b") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                torn = file.read(1) not in (b"", b"\n")
-                file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConversionError(f"{self._path} cannot be written ({error.strerror}); make room and start again") from error
+        append_line(self._path, line)
         self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:

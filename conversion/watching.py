@@ -2,7 +2,7 @@
 
     wait_for(RUN)  ->  sole_worker(LOCK)  ->  for each of rounds(RUN): do what is due
 
-A worker keeps what it has done on disk, so that it may be killed and started again at any time.
+A worker keeps what it has done on disk, such as lines of a file, so that it may be killed and started again at any time.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from conversion import ConversionError
 from conversion.background import Stopped
-from conversion.service import Later, Stop, pause, say
+from conversion.service import Stop, pause, say
 from smol_train.callbacks.alerts import ALERTS_NAME
 
 
@@ -31,15 +31,15 @@ def wait_for(run: Path, every: float, stop: Stop) -> bool:
     return run.exists()
 
 
-def rounds(run: Path, every: float, once: bool, later: Later, stop: Stop) -> Iterator[None]:
-    """One for each look at the run: until it is done and nothing waits for a further try, or a single one with `once`.
+def rounds(run: Path, every: float, once: bool, waiting: Callable[[], object], stop: Stop) -> Iterator[None]:
+    """One for each look at the run: until it is done and nothing is `waiting()`, or a single one with `once`.
 
     Raises Stopped once `stop()` is true.
     """
     while True:
         over = is_over(run)  # before looking for checkpoints: the last one is whole when a run says so
         yield
-        if once or (over and not later.waiting):
+        if once or (over and not waiting()):
             return
         pause(every, stop)
         if stop():
@@ -53,6 +53,32 @@ def is_over(run: Path) -> bool:
         events = [json.loads(line)["event"] for line in (run / ALERTS_NAME).read_text(encoding="utf8").splitlines()]
         return [event for event in events if event in course][-1:] == ["done"]
     return False
+
+
+# --- what is done ----------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What append_line() has put there; empty when there is no file."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf8").splitlines():
+            with contextlib.suppress(ValueError):  # half a line, of a process that was killed
+                lines.append(json.loads(line))
+    return lines
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append it, on the disk when this returns; raises ConversionError when it cannot be written."""
+    try:
+        with path.open("a+b") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be written ({error.strerror}); make room and start again") from error
 
 
 # --- one at a time ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@
 
     RUN/iter_N --its hashes are its marker's?--> UPLOAD/RUN_NAME/iter_N --all sizes there?--> note RUN/uploads/iter_N.json
 
-RUN is train.output_dir. The oldest checkpoint without a note goes first; the trainer removes none that has no note. What is done is
-on disk and at the target, so an uploader may be killed at any moment: the next one sends what is not there yet. It never gives up
-while the run lives, and waits ever longer between tries. The work is done in child processes that give way to training.
+RUN is train.output_dir. The oldest checkpoint without a note goes first; the trainer removes none that has no note. What is
+done is on disk and at the target, so an uploader may be killed at any moment: the next one sends what is not there yet. It
+never gives up while the run lives, and waits ever longer between tries. The work is done in child processes that give way
+to training.
 
-Exit code 0: done, or asked to stop. 2 and one sentence: what was given is faulty, or something could not be uploaded (93 in a job,
-which is then not started again).
+Exit code 0: done, or asked to stop. 2 and one sentence: what was given is faulty, or something could not be uploaded; in a
+job 93, so that it is not started again.
 """
 
 import argparse
@@ -75,7 +76,7 @@ class Uploader:
         try:
             self._try_the_target()
             say(f"uploading the checkpoints of {self.run} to {self.target}")
-            for _ in rounds(self.run, self.every, once, self.later, self.stop):
+            for _ in rounds(self.run, self.every, once, lambda: self.later.waiting, self.stop):
                 self._round()
         except background.Stopped:
             say("stopped")

@@ -181,12 +181,16 @@ def identity_of(checkpoint: Path) -> tuple[str, str] | None:
 
 def note_of(checkpoint: Path) -> UploadNote | None:
     """The note of this very checkpoint; None: it has not arrived, or was saved again or rewritten since it did."""
+    note = read_note(checkpoint.parent, step_of(checkpoint))
+    return note if note and (note.checkpoint, note.state) == identity_of(checkpoint) else None
+
+
+def read_note(run: Path, step: int) -> UploadNote | None:
+    """The note of a step's latest upload; None: there is none."""
     try:
-        text = note_path(checkpoint.parent, step_of(checkpoint)).read_text(encoding="utf8")
-        note = UploadNote(**json.loads(text))
+        return UploadNote(**json.loads(note_path(run, step).read_text(encoding="utf8")))
     except (OSError, ValueError, TypeError):
         return None
-    return note if (note.checkpoint, note.state) == identity_of(checkpoint) else None
 
 
 def note_path(run: Path, step: int) -> Path:

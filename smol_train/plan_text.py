@@ -36,15 +36,15 @@ def summary(plan: "Plan") -> str:
     milestones = plan.train_steps // checkpoint["keep_every_steps"] if "keep_every_steps" in checkpoint else 0
     kept = checkpoint["keep_last"] + 1 + milestones  # the next one is whole before the oldest goes
     id_bytes = 2 if plan.config["model"]["vocab_size"] <= 2**16 else 4
-    waiting = (
-        f", and {_size(plan.checkpoint.disk_bytes)} for each that waits for its upload" if checkpoint.get("upload") else ""
-    )
     one, rate = plan.checkpoint.disk_bytes, f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s a GPU (MFU {plan.mfu:.1%})"
+    disk = f"{kept} checkpoints of {_size(one)} = {_size(kept * one)}"
+    if checkpoint.get("upload"):
+        disk += f", and {_size(one)} for each that waits for its upload"
     return "\n".join(
         (
             f"{plan.gpus} x {plan.speed.gpu}: {_size(memory.total)} of memory each; {plan.parameters:,} parameters",
             f"{_tokens(plan.train_tokens)} in {plan.days:.2f} days at {rate}, by a model, not measured",
-            f"disk: {kept} checkpoints of {_size(one)} = {_size(kept * one)}{waiting}; tokens {_size(plan.train_tokens * id_bytes)}",
+            f"disk: {disk}; tokens {_size(plan.train_tokens * id_bytes)}",
         )
     )
 

@@ -8,5 +8,6 @@
     download.py        a folder back from such a place
     s5cmd.py, fsspec_files.py  such places: S3 by s5cmd, everything else by fsspec
 
-`objects.upload_folder`, `objects.is_complete` and `download.download_folder` serve any folder, `conversion.push` Hugging Face ones.
+`objects.upload_folder`, `objects.is_complete` and `download.download_folder` serve any folder, `conversion.push` Hugging Face
+ones.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints to S3 beside the run, by the real s5cmd, and back: once, in order, noted when they have arrived and not before."""
+"""Checkpoints to S3 beside the run, by the real s5cmd, and back: once, in order, noted when they have arrived."""
 
 import json
 import signal
