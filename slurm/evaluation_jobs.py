@@ -76,7 +76,8 @@ class EvaluationJobs:
         self._noted: dict[str, Noted] = {}
         """By key."""
         for line in read_lines(self._path):
-            self._noted[line.pop("key")] = Noted(**line)
+            key = line.pop("key")
+            self._noted[key] = Noted(**line)
 
     def is_to_be_submitted(self, evaluation: Evaluation) -> bool:
         return not evaluation.result.exists() and evaluation.key not in self._noted
@@ -87,8 +88,9 @@ class EvaluationJobs:
         return evaluation.result.exists() or bool(noted and noted.event == "failed")
 
     def failed(self) -> list[str]:
-        """A sentence for each that failed."""
-        return [f"{key}: {noted.reason}" for key, noted in self._noted.items() if noted.event == "failed"]
+        """A sentence for each that failed, unless its result came after all."""
+        failed = {key: noted.reason for key, noted in self._noted.items() if noted.event == "failed"}
+        return [f"{key}: {why}" for key, why in failed.items() if not (self.run / "evaluations" / f"{key}.json").exists()]
 
     def forget_failures(self) -> None:
         """Have what failed submitted again."""
