@@ -5,6 +5,7 @@ On the real Slurm where it matters who knows what, with a stand-in for sbatch wh
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ranks import Ranks
 from s3_double import s3_double
 from save_jobs import note_upload
 from slurm_cluster import Cluster, Submitter, wait_until
-from tiny_runs import QUICKSTART, tiny_overrides
+from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
 from conversion.export_records import Records
 from conversion.upload.s5cmd import find_program
@@ -42,7 +43,12 @@ def export(run: Path, step: int, uploaded: bool = True, content: str = "") -> Pa
 
 
 def points(run: Path) -> list[scalars.Point]:
-    return sorted(scalars.written(run / "tensorboard" / "evaluations"))
+    """What TensorBoard would draw, a point that was written twice twice."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    files = (run / "tensorboard" / "evaluations").glob("events.out.tfevents.*")
+    events = [event for path in files for event in LegacyEventFileLoader(str(path)).Load()]
+    return sorted((event.step, value.tag, value.simple_value) for event in events for value in event.summary.value)
 
 
 def result(run: Path, step: int, text: str) -> Path:
@@ -251,6 +257,27 @@ def test_a_configuration_that_cannot_be_read_ends_a_job_for_good(
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert evaluations.main(["no/such.yaml"]) == 93
     assert "config file no/such.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_a_second_job_for_the_same_result_does_nothing_and_half_a_result_is_none(tmp_path: Path) -> None:
+    (tmp_path / "evaluate").write_text('#!/bin/sh\necho ran >>"$RAN"\necho "$1 $2 $3" >"$5"\n[ ! -e "$RAN.fail" ]\n')
+    (tmp_path / "evaluate").chmod(0o755)
+    environment = {
+        **os.environ,
+        "SMOL_EVALUATE": str(tmp_path / "evaluate"),
+        "SMOL_CONFIG": "c.yaml",
+        "RAN": str(tmp_path / "ran"),
+    }
+
+    def job(number: int) -> int:
+        script = ["bash", str(REPOSITORY / "slurm" / "evaluate_step.sh"), "hf/step_5", str(tmp_path / "out" / "step_5.json")]
+        return subprocess.run(script, env={**environment, "SLURM_JOB_ID": str(number)}, check=False).returncode
+
+    (tmp_path / "ran.fail").touch()
+    assert job(1) == 1 and not (tmp_path / "out" / "step_5.json").exists()
+    (tmp_path / "ran.fail").unlink()
+    assert job(2) == 0 and (tmp_path / "out" / "step_5.json").read_text() == "hf/step_5 --config c.yaml\n"
+    assert job(3) == 0 and (tmp_path / "ran").read_text() == "ran\nran\n"
 
 
 # --- on a real Slurm ---------------------------------------------------------------------------------------------------------
