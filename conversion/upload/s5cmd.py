@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class S5cmd:
     def send(self, files: Sequence[LocalFile]) -> None:
         commands = (["cp", "--raw", str(file.path.absolute()), f"{self.url}/{file.name}"] for file in files)
         patience = PATIENCE + sum(file.size for file in files) / SLOWEST
+        self._run("run", lines=[shlex.join(command) for command in commands], patience=patience)
+
+    def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
+        commands = (["cp", "--raw", f"{self.url}/{name}", str(folder.absolute() / name)] for name in sizes)
+        patience = PATIENCE + sum(sizes.values()) / SLOWEST
         self._run("run", lines=[shlex.join(command) for command in commands], patience=patience)
 
     def remove(self, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The `train:`, `start_from:` and `checkpoint:` sections: what the loop does, where it begins and what it leaves behind."""
 
+import re
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -53,3 +54,11 @@ class CheckpointConfig(Section):
     verify: Verify = "hashes"
     """What is compared before a checkpoint is loaded: the SHA-256 of every file, which reads the whole checkpoint once, the
     ranks sharing it, or the sizes alone. A damaged newest one is passed over."""
+    upload: str | None = None
+    """URL under which every checkpoint is kept as RUN_NAME/iter_N, such as s3://bucket/prefix: the upload job sends them there
+    (docs/checkpoint_traffic.md), and none is removed from the run's folder before it has arrived. null: no uploads."""
+
+    def problems(self) -> list[str]:
+        if self.upload is not None and not re.fullmatch(r"[^:/]+://.+|.*\$\{.*", self.upload):
+            return [f"upload={self.upload} is no URL of a folder; write one such as s3://bucket/prefix"]
+        return []
