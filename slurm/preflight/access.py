@@ -16,9 +16,9 @@ def check_s3(node: Node) -> Finding:
     from conversion import ConversionError, Unreachable
     from conversion.upload.s5cmd import S5cmd
 
-    settings = node.config.checkpoint.model_dump().values()
-    targets = [value for value in settings if isinstance(value, str) and value.startswith("s3://")]
-    sources = [node.source] if node.source.startswith("s3://") else []
+    sources, targets = (
+        [url] if url and url.startswith("s3://") else [] for url in (node.source, node.config.checkpoint.upload)
+    )
     if not targets and not sources:
         raise Absent("no s3:// address is used")
     probe = f".preflight/{node.name}"

@@ -131,7 +131,7 @@ def test_s3_is_asked_for_what_the_job_does_there(bench: Bench, s3: S3Double) -> 
     client = boto3.client("s3", endpoint_url=s3.address)
     client.create_bucket(Bucket="smol")
     assert bench.check("s3").value == "reads s3://smol/data"
-    checkpoint = SimpleNamespace(model_dump=lambda: {"upload": "s3://smol/checkpoints", "keep_last": 2})
+    checkpoint = SimpleNamespace(upload="s3://smol/checkpoints")
     bench.change(config=SimpleNamespace(checkpoint=checkpoint))
     assert bench.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
     assert s3.arrived[1:] == ["/smol/checkpoints/.preflight/n1"]
