@@ -129,7 +129,8 @@ def keep_until(path: Path, step: int) -> None:
     """Cut metrics.jsonl after `step`, dropping a line that a crash left half written. What is cut goes to LOST_NAME."""
     if not path.exists():
         return
-    kept, lost = [], []
+    kept: list[str] = []
+    lost: list[str] = []
     for line in path.read_text(encoding="utf8").splitlines():
         try:
             (kept if json.loads(line)["step"] <= step else lost).append(line + "\n")
