@@ -95,10 +95,10 @@ class History:
         return self.steps[low:high]
 
 
-def read_history(run: Path) -> History:
-    """Of a run's folder; files that are not there leave their list empty."""
+def read_history(run: Path, with_steps: bool = True) -> History:
+    """Of a run's folder; files that are not there leave their list empty. Steps take seconds to read for a million of them."""
     faults = [Event(seconds(line), line.get("fault", "?"), str(line.get("target", ""))) for line in _faults(run)]
-    return History(read_attempts(run), read_steps(run), read_alerts(run), faults)
+    return History(read_attempts(run), read_steps(run) if with_steps else [], read_alerts(run), faults)
 
 
 def read_attempts(run: Path) -> list[Attempt]:

@@ -13,27 +13,26 @@ the folder; a second one on the same run is refused. It ends when the run is don
 
 import argparse
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conversion.export import is_over
 from conversion.service import pause, say, stop_signals
+from conversion.watching import is_over, sole_worker
 from slurm.history import lines, read_alerts, read_attempts, seconds, tail
 from slurm.scheduler import Job, Slurm, Submission, submissions, training
 from slurm.watch_checks import CHECKS, Condition, Facts, Room
 from smol_config import UserError, load
 from smol_console import whole_number
 from smol_train.callbacks.alerts import ALERTS_NAME, Alerts
-from smol_train.checkpoint_folder import bytes_on_disk, free_bytes, whole_checkpoints
+from smol_train.checkpoint_folder import bytes_on_disk, free_bytes, note_of, whole_checkpoints
 from smol_train.config import RunConfig
 from smol_train.sections.watch import AlertsConfig
 
@@ -110,9 +109,7 @@ class Watcher:
             metrics=tail(self.run),
             heartbeats=[beat for path in sorted(self.run.glob("heartbeat/rank_*.json")) for beat in lines(path)],
             room=_room(self.run, checkpoints),
-            not_uploaded=[one for one in checkpoints if not (self.run / "uploads" / f"{one.name}.json").exists()]
-            if uploads_to(self.config)
-            else [],
+            not_uploaded=[one for one in checkpoints if self.config.checkpoint.upload and not note_of(one)],
         )
 
     # --- comparing and telling ------------------------------------------------------------------------------------------------
@@ -176,11 +173,6 @@ class Watcher:
         partial.replace(self.path)
 
 
-def uploads_to(config: RunConfig) -> str | None:
-    """Where checkpoints go; None: nowhere."""
-    return getattr(config.checkpoint, "upload", None)
-
-
 def _room(run: Path, checkpoints: list[Path]) -> Room:
     system = os.statvfs(run)
     size, count = 0, 0
@@ -231,19 +223,6 @@ def _read_state(path: Path) -> State:
 # --- the command -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def watcher_lock(run: Path) -> Iterator[None]:
-    """Hold RUN/slurm/watch.lock; raises UserError where another watcher holds it."""
-    with (run / "slurm" / "watch.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run} has a watcher already; leave the work to it, or stop it first") from None
-        except OSError as error:
-            say(f"{run} has no locks ({error.strerror}); take care that there is one watcher")
-        yield
-
-
 def alerts_of(run: Path) -> Alerts:
     """The run's own, but for the webhook where this process does not know it."""
     found = training(submissions(run))
@@ -255,10 +234,10 @@ def alerts_of(run: Path) -> Alerts:
 
 
 def watch(run: Path, every: float) -> None:
-    """Until the run is done or a stop is asked for. Raises UserError for what is no run, or is watched already."""
+    """Until the run is done or a stop is asked for. Raises UserError for what is no run, or has a watcher."""
     if training(submissions(run)) is None:
         raise UserError(f"{run} has no training job in slurm/code; give the folder of a run that was submitted")
-    with stop_signals() as stop, watcher_lock(run), alerts_of(run) as alerts:
+    with stop_signals() as stop, sole_worker(run / "slurm" / "watch.lock", "a watcher"), alerts_of(run) as alerts:
         watcher = Watcher(run, Slurm(), alerts)
         say(f"watching {run}")
         over = False
