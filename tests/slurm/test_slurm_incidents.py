@@ -1,53 +1,22 @@
 """What interrupted a run and what it cost, told from files made by hand; every story has a length that one can add up."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_stories import T0, Story, submission
 
 from slurm import incidents
 from slurm.history import read_history
 from slurm.incidents import Incident, Time, duration, gpu_hours, wall_time
 
-T0 = 1_700_000_000
+
+def told(story: Story) -> list[Incident]:
+    return incidents.incidents(read_history(story.run))
 
 
-class Story:
-    """Writes a run's folder; times are seconds after its beginning, a step takes 1 second."""
-
-    def __init__(self, run: Path) -> None:
-        self.run, self.chain, self.job = run, "c", "7"
-        (run / "slurm").mkdir(parents=True)
-
-    def line(self, file: str, at: float, **fields: Any) -> None:
-        time = datetime.fromtimestamp(T0 + at, UTC).isoformat(timespec="milliseconds")
-        with (self.run / file).open("a") as lines:
-            lines.write(json.dumps({"time": time, **fields}) + "\n")
-
-    def start(self, at: float, checkpoint: int = -1, nodes: str = "n1 n2") -> None:
-        told = {"chain": self.chain, "job": self.job, "nodes": nodes.split(), "checkpoint": checkpoint, "suspects": 0}
-        self.line("slurm/starts.jsonl", at, event="start", **told)
-
-    def end(self, at: float, reason: str, following: str = "again") -> None:
-        told = {"chain": self.chain, "job": self.job, "reason": reason, "next": following}
-        self.line("slurm/starts.jsonl", at, event="end", **told)
-
-    def steps(self, at: float, first: int, last: int, lost: bool = False) -> None:
-        """The first is done at `at`."""
-        file = "metrics_lost.jsonl" if lost else "metrics.jsonl"
-        for number in range(last - first + 1):
-            self.line(file, at + number, step=first + number, **{"perf/step_seconds": 1.0})
-
-    def alert(self, at: float, event: str) -> None:
-        self.line("alerts.jsonl", at, event=event, text=event)
-
-    def incidents(self) -> list[Incident]:
-        return incidents.incidents(read_history(self.run))
-
-    def time(self, until: float) -> Time:
-        return wall_time(read_history(self.run), T0 + until)
+def spent_until(story: Story, moment: float) -> Time:
+    return wall_time(read_history(story.run), T0 + moment)
 
 
 @pytest.fixture
@@ -68,12 +37,12 @@ def killed_rank(story: Story) -> None:
 
 def test_a_killed_rank_costs_the_wait_and_the_steps_since_the_checkpoint(story: Story) -> None:
     killed_rank(story)
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.what, one.nodes, one.last_step, one.lost_steps) == ("crash", [], 100, 40)
     moments = (one.last_step_time, one.detected, one.started_again, one.first_step, one.made_up)
     assert [moment and moment - T0 for moment in moments] == [120, 125, 200, 231, 271], "step 101 is the first beyond 100"
     assert one.recover_seconds == 151
-    spent = story.time(until=9999)
+    spent = spent_until(story, 9999)
     assert spent == Time(steps=105, lost=40, between_steps=0, starting=20 + 30, ending=5, waiting=75)
     assert spent.total == 275, "the clock stops with the run's end" and spent.goodput == 105 / 275
 
@@ -85,7 +54,7 @@ def test_a_time_limit_with_a_save_loses_no_step(story: Story) -> None:
     story.end(63, "time limit")
     story.start(100, checkpoint=50)
     story.steps(111, 51, 60)
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.what, one.lost_steps) == ("time limit", 0)
     assert one.made_up == one.first_step == T0 + 111
 
@@ -95,10 +64,10 @@ def test_a_lost_node_that_nobody_told_is_known_by_the_next_start(story: Story) -
     story.steps(11, 1, 50)
     story.start(200, checkpoint=-1, nodes="n1 n3")
     story.steps(221, 1, 10)
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.what, one.nodes, one.detected) == ("lost node n2", ["n2"], None)
     assert (one.lost_steps, one.made_up) == (50, None), "the steps are not made up yet"
-    spent = story.time(until=230)
+    spent = spent_until(story, 230)
     assert (spent.waiting, spent.ending, spent.total) == (140, 0, 230)
 
 
@@ -120,7 +89,7 @@ def test_alerts_and_reasons_say_what_it_was(story: Story, alert: str, reason: st
     story.alert(70, alert)
     story.end(80, reason)
     story.start(100)
-    assert [one.what for one in story.incidents()] == [what]
+    assert [one.what for one in told(story)] == [what]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_older_one_counts(story: Story) -> None:
@@ -131,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_counts(story: Story) ->
     story.start(120, checkpoint=80)
     story.alert(125, "damaged_checkpoint")
     story.steps(131, 41, 110)
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.what, one.lost_steps) == ("crash, damaged checkpoint", 60)
     assert one.detected == T0 + 115
 
@@ -144,7 +113,7 @@ def test_a_fault_put_in_on_purpose_is_where_the_recovery_begins(story: Story) ->
     story.end(95, "asked for")
     story.start(100, checkpoint=50)
     story.steps(111, 51, 60)
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.what, one.recover_seconds) == ("hang (hang-rank)", 46)
     assert one.detected == T0 + 90
 
@@ -156,18 +125,18 @@ def test_a_start_that_fails_at_once_leaves_the_recovery_to_the_next(story: Story
         if at:
             story.steps(at, first, last)
         story.end(began + 62, "crash")
-    first, second, _ = story.incidents()
+    first, second, _ = told(story)
     assert first.made_up == T0 + 211 and first.started_again == T0 + 100
     assert (second.last_step, second.last_step_time) == (0, None)
     assert second.recover_seconds == 211 - 162, "from its end, since it did no step"
-    assert story.time(until=262).starting == 10 + 62 + 10
+    assert spent_until(story, 262).starting == 10 + 62 + 10
 
 
 def test_the_last_interruption_waits_for_its_start(story: Story) -> None:
     story.start(0)
     story.steps(11, 1, 50)
     story.end(65, "crash", "stop")
-    [one] = story.incidents()
+    [one] = told(story)
     assert (one.started_again, one.made_up, one.recover_seconds) == (None, None, None)
 
 
@@ -176,28 +145,16 @@ def test_saves_between_steps_and_a_rollback_do_not_count(story: Story) -> None:
     story.steps(11, 1, 20)
     story.steps(41, 21, 30, lost=True)  # 10 seconds of saving before it, rolled back after it
     story.steps(56, 21, 25)
-    assert not story.incidents()
-    assert story.time(until=60) == Time(steps=25, lost=10, between_steps=10 + 5, starting=10)
+    assert not told(story)
+    assert spent_until(story, 60) == Time(steps=25, lost=10, between_steps=10 + 5, starting=10)
 
 
 def test_lines_of_every_tenth_step_count_for_all_ten(story: Story) -> None:
     story.start(0)
     for number in range(1, 6):
         story.line("metrics.jsonl", 10 + 10 * number, step=10 * number, **{"perf/step_seconds": 0.9})
-    spent = story.time(until=60)
+    spent = spent_until(story, 60)
     assert spent.steps == pytest.approx(0.9 + 4 * 9) and spent.between_steps == pytest.approx(4)
-
-
-def submission(run: Path, chain: str, job: str, gpus: str, purpose: str = "main") -> None:
-    folder = run / "slurm" / "code" / chain / "submission"
-    folder.mkdir(parents=True)
-    (folder / "sbatch.options").write_text(
-        f"--job-name={job}-run-{chain}\n--nodes=2\n" + (f"--gpus-per-node={gpus}\n" * bool(gpus))
-    )
-    (folder / "config.yaml").write_text(f"train: {{purpose: {purpose}, output_dir: '${{RUN_ROOT}}/x'}}\n")
-    (folder.parent / "slurm" / "jobs").mkdir(parents=True)
-    trains = "# shellcheck\njob_trains=yes\n" if job == "pretrain" else ""
-    (folder.parent / "slurm" / "jobs" / f"{job}.sh").write_text(f"#!/usr/bin/env bash\n{trains}")
 
 
 def test_gpu_hours_are_added_up_by_purpose_and_other_jobs_are_no_attempts(story: Story) -> None:
@@ -225,7 +182,7 @@ def test_torn_and_old_lines_are_passed_over(story: Story) -> None:
     story.start(0)
     (story.run / "metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": 2, "ti')
     (story.run / "slurm" / "faults.jsonl").write_text("\n")
-    assert not read_history(story.run).steps and story.time(until=10) == Time(starting=10)
+    assert not read_history(story.run).steps and spent_until(story, 10) == Time(starting=10)
 
 
 def test_the_command_prints_a_table_json_and_markdown(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,8 +194,8 @@ def test_the_command_prints_a_table_json_and_markdown(story: Story, capsys: pyte
     assert incidents.main([str(story.run), "--markdown"]) == 0
     assert "| crash | 100 | 5 s | 1 min 15 s | 31 s | 40 s | 2 min 31 s | 40 |" in capsys.readouterr().out
     assert incidents.main([str(story.run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["incidents"][0]["recover_seconds"] == 151 and told["time"]["goodput"] == pytest.approx(105 / 275)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["incidents"][0]["recover_seconds"] == 151 and shown["time"]["goodput"] == pytest.approx(105 / 275)
 
 
 def test_a_folder_without_starts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
