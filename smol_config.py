@@ -83,11 +83,16 @@ def merge_files(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def differences(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """What a file and `overrides` set otherwise than the file's bases do, each as section.key=value; ${NAME}s as written."""
+    """What a file and `overrides` set otherwise than the file's bases do, each as section.key=value; ${NAME}s as written.
+
+    What an override sets comes first.
+    """
     bases = _without_nulls(_bases_of(Path(path), ())[0])
     before, after = dict(_leaves(bases)), dict(_leaves(merge_files(path, overrides)))
     gone = [f"{name}=null" for name in before if name not in after]
-    return [f"{name}={value}" for name, value in after.items() if name not in before or before[name] != value] + gone
+    found = [f"{name}={value}" for name, value in after.items() if name not in before or before[name] != value] + gone
+    given = tuple(override.partition("=")[0] for override in overrides)
+    return sorted(found, key=lambda setting: not setting.startswith(given))
 
 
 def unset_variables(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:

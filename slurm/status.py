@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm.history import METRICS_NAME, Line, read_alerts, read_history, tail
+from slurm.history import METRICS_NAME, History, Line, read_alerts, read_history, tail
 from slurm.incidents import duration, gpu_hours, wall_time
 from slurm.scheduler import Job, Slurm, Submission, submissions, training
 from slurm.watch_checks import seconds_left
@@ -54,10 +54,10 @@ def find_runs(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 def status(run: Path, root: Path, jobs: list[Job] | None, now: float) -> Status:
     """What the page says of a run. `jobs` is the queue; None: not known."""
-    found, metrics = submissions(run), tail(run)
+    metrics = tail(run)
     size = sum(path.stat().st_size for path in run.glob("metrics*.jsonl"))
     history = read_history(run, with_steps=size <= MOST_BYTES)
-    newest, total = training(found), None
+    newest, total = training(submissions(run)), None
     differs = newest.folder / "differs" if newest else None
     with contextlib.suppress(ConfigError):  # of another version of the code
         total = load(RunConfig, newest.config, keep_unset=True).train_steps if newest else None
@@ -69,7 +69,7 @@ def status(run: Path, root: Path, jobs: list[Job] | None, now: float) -> Status:
     row = (
         name,
         _owner(run),
-        _state(found, jobs),
+        _state(newest, history, jobs),
         *_progress(metrics, total),
         f"{sum(hours.values()):,.0f}" if hours else "-",
         "-" if goodput is None else percent(goodput),
@@ -109,15 +109,17 @@ def _owner(run: Path) -> str:
         return str(run.stat().st_uid)
 
 
-def _state(found: list[Submission], jobs: list[Job] | None) -> str:
+def _state(newest: Submission | None, history: History, jobs: list[Job] | None) -> str:
     """Of the training job, in a word."""
-    newest = training(found)
     if newest is None:
         return "none"
-    if jobs is None:
-        return "unknown"
-    mine = [job for job in jobs if job.name == newest.name]
-    return next((job.state for job in mine if job.state == "RUNNING"), mine[0].state if mine else "ended").lower()
+    mine = [job.state for job in jobs or [] if job.name == newest.name]
+    if mine:
+        return ("RUNNING" if "RUNNING" in mine else mine[0]).lower()
+    last = next((one.next for one in reversed(history.training) if one.chain == newest.chain), None)
+    if last in ("done", "stop"):
+        return {"done": "done", "stop": "stopped"}[last]
+    return "unknown" if jobs is None else "ended"
 
 
 def _progress(metrics: list[Line], total: int | None) -> tuple[str, str, str, str]:
@@ -130,7 +132,7 @@ def _progress(metrics: list[Line], total: int | None) -> tuple[str, str, str, st
     return (
         f"{last['step']:,}{of}",
         "-" if loss is None else f"{loss:.3f}",
-        short(last.get("perf/tokens_per_second")),
+        short(speed) if (speed := last.get("perf/tokens_per_second")) else "-",
         "-" if left is None else duration(left),
     )
 

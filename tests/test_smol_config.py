@@ -109,7 +109,7 @@ def test_later_bases_win_over_earlier_ones_and_paths_are_relative_to_the_file(fo
 
 def test_what_a_file_sets_otherwise_than_its_bases_is_listed(folder: Path) -> None:
     child = write(folder, "child.yaml", "base: run.yaml\noptim: {rate: 0.1, kind: cosine}\nstages: [{name: a, steps: 7}]\n")
-    told = ["optim.kind=cosine", "stages.0.steps=7", "extra.name=x", "stages.1.name=null", "title=null"]
+    told = ["extra.name=x", "title=null", "optim.kind=cosine", "stages.0.steps=7", "stages.1.name=null"]
     assert differences(child, ["extra.name=x", "title=null"]) == told
     assert differences(folder / "run.yaml")[:2] == ["optim.rate=0.1", "stages.0.name=a"], "without a base, everything"
 

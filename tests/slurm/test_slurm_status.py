@@ -1,11 +1,14 @@
 """The page of all runs: what a folder tells, with Slurm and without."""
 
 import getpass
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from run_stories import T0, Story, submission
-from tiny_runs import QUICKSTART
+from slurm_cluster import SETTINGS
+from tiny_runs import QUICKSTART, REPOSITORY
 
 from slurm import run_folder, status
 from slurm.scheduler import Job, Slurm
@@ -77,6 +80,14 @@ def test_the_state_of_the_job(tmp_path: Path, jobs: list[Job] | None, state: str
     assert shown(tmp_path, jobs, 0).splitlines()[1].split()[2] == state
 
 
+@pytest.mark.parametrize(("following", "state"), [("done", "done"), ("stop", "stopped"), ("again", "unknown")])
+def test_the_state_of_a_run_that_told_its_end_needs_no_slurm(tmp_path: Path, following: str, state: str) -> None:
+    story = submitted(tmp_path / "run")
+    story.start(0)
+    story.end(5, "time limit", following)
+    assert shown(tmp_path, None, 0).splitlines()[1].split()[2] == state
+
+
 def test_runs_are_found_below_and_not_inside_each_other(tmp_path: Path) -> None:
     for name in ("a", "group/b", "group/deep/c", "group/deep/far/d", "a/rehearsal/e"):
         (tmp_path / name).mkdir(parents=True)
@@ -102,3 +113,30 @@ def test_a_configuration_of_another_version_hides_only_the_total(tmp_path: Path)
     (story.run / "slurm" / "code" / "c" / "submission" / "config.yaml").write_text("model: {of: another time}\n")
     story.steps(0, 1, 3)
     assert " 3 " in shown(tmp_path, [], 5).splitlines()[1]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """An env.sh without RUN_ROOT."""
+    file = tmp_path / "env.sh"
+    file.write_text("".join(f'{name}="{value}"\n' for name, value in SETTINGS.items()))
+    return file
+
+
+def script(name: str, settings: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RUN_ROOT"} | {"SMOL_ENV": str(settings)}
+    command = ["bash", str(REPOSITORY / "slurm" / name), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_scripts_take_their_settings_from_env_sh(tmp_path: Path, settings: Path) -> None:
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "metrics.jsonl").touch()
+    given = script("status.sh", settings, str(tmp_path / "runs"))
+    assert given.returncode == 0 and given.stdout.splitlines()[1].startswith("a "), given
+    assert "RUN_ROOT: is not set in env.sh; name the folder of your runs" in script("status.sh", settings).stderr
+    settings.write_text(settings.read_text() + f'RUN_ROOT="{tmp_path}/runs"\n')
+    assert script("status.sh", settings).stdout == given.stdout
+    watched = script("watch.sh", settings, str(tmp_path / "runs" / "a"))
+    assert watched.returncode == 2 and "has no training job in slurm/code" in watched.stderr
+    assert "RUN is needed: the run's folder" in script("watch.sh", settings).stderr
