@@ -4,8 +4,8 @@
     python -m slurm.starts end   RUN --chain C --job ID --code CODE --reason WHY  --max-restarts M [--trains] [--bad n1]
 
 slurm/run.sh calls `begin` before it starts the ranks: exit code 0, or 93 and a sentence when the job is not to be started.
-`end` prints one line for it: "done", "stop", "leave" (to Slurm), or "again", with the nodes to leave out: those on which a
-device is suspected, and those that failed the preflight.
+`end` prints one line for it: "done", "stop", "leave" (to Slurm), or "again" with the nodes to leave out: those where a device
+is suspected, and those that failed the preflight.
 
 A chain is all starts of one submission, whether Slurm requeued the job or another job took over. It ends when it has been
 started too often, or when two restarts brought no new checkpoint: a fault that comes again at once would otherwise burn the

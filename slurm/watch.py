@@ -121,7 +121,7 @@ class Watcher:
                 self._note(facts.now, name, "is over")
             self.state.told.pop(name, None)
             return
-        if told is None:
+        if told is None or told.mark != finding.mark:
             told = self.state.told[name] = Told(finding.mark, facts.now, alert=finding.event is not None)
         done = ""
         if finding.requeue and not told.requeued:

@@ -50,6 +50,10 @@ class S5cmd:
             entry["key"].removeprefix(f"{self.url}/"): int(entry["size"]) for entry in map(json.loads, entries.splitlines())
         }
 
+    def check_listing(self) -> None:
+        """One listing, of one level. Raises ConversionError where it is refused, Unreachable where nobody answers."""
+        self._run("ls", f"{self.url}/", may_lack="no object found")
+
     def read(self, name: str) -> bytes | None:
         return self._run("cat", f"{self.url}/{name}", may_lack="not found") or None
 

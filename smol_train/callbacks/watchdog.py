@@ -31,7 +31,8 @@ import torch
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.exit_codes import REQUEUE
-from smol_train.parallel import TIMEOUT, Ranks, host_name
+from smol_train.launch import host_name
+from smol_train.parallel import TIMEOUT, Ranks
 from smol_train.sections.watch import PhaseName, WatchdogConfig
 
 if TYPE_CHECKING:

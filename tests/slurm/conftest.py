@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from preflight_parts import Bench
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
 
 
@@ -46,3 +47,8 @@ def cluster(lab: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
     return Submitter(cluster, tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, corpus, monkeypatch)
