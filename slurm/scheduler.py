@@ -27,7 +27,7 @@ class Submission:
     job: str
     """The file of slurm/jobs/, such as pretrain."""
     trains: bool
-    """Checkpoints of the run are its progress."""
+    """Checkpoints of the run are its progress; a rehearsal's are not."""
     gpus_per_node: int
     folder: Path
     """RUN/slurm/code/STAMP/submission."""
@@ -64,7 +64,8 @@ def submissions(run: Path) -> list[Submission]:
         chain, name = options.parents[1].name, given.get("--job-name", "")
         job = name.removesuffix(f"-{chain}").removesuffix(f"-{run.name}")
         file = options.parents[1] / "slurm" / "jobs" / f"{job}.sh"
-        trains = file.is_file() and bool(re.search(r"^job_trains=yes", file.read_text(encoding="utf8"), re.M))
+        text = file.read_text(encoding="utf8") if file.is_file() else ""
+        trains = "job_drives=yes" not in text and bool(re.search(r"^job_trains=yes", text, re.M))
         gpus = given.get("--gpus-per-node", "0").rpartition(":")[2]
         found.append(Submission(chain, name, job, trains, int(gpus) if gpus.isdecimal() else 0, options.parent))
     return found

@@ -126,7 +126,7 @@ def read_starts(run: Path, chain: str) -> list[Start]:
         told = {name: line[name] for name in ("chain", "job", "nodes", "checkpoint", "suspects") if name in line}
         if line["event"] == "start":
             starts.append(Start(**told))
-        elif starts:
+        elif starts and line["event"] == "end":
             starts[-1] = Start(**{**asdict(starts[-1]), "reason": line["reason"], "bad": line.get("bad", [])})
     return starts
 
@@ -166,6 +166,7 @@ def _begin(options: argparse.Namespace) -> int:
         why = f"Slurm has restarted it {options.restart} times, and SMOL_MAX_RESTARTS={options.max_restarts}; submit it again"
     if why:
         _say(f"not started: {why}")
+        _append(options.run, {"event": "refused", "chain": options.chain, "job": options.job, "why": f"not started: {why}"})
         return REFUSED
     suspects = len(suspect_hosts(options.run))
     start = Start(options.chain, options.job, options.nodes.split(","), newest, suspects)
@@ -183,7 +184,7 @@ def _end(options: argparse.Namespace) -> int:
     starts = [*starts[:-1], Start(**{**asdict(last), "reason": options.reason, "bad": bad})]
     found = decide(starts, options.code, newest, options.max_restarts, options.trains, suspect_hosts(options.run))
     line = {"event": "end", "chain": options.chain, "job": options.job, "checkpoint": newest, "code": options.code}
-    line |= {"reason": options.reason, "bad": bad, "next": found.step, "exclude": found.exclude}
+    line |= {"reason": options.reason, "bad": bad, "next": found.step, "exclude": found.exclude, "why": found.sentence}
     _append(options.run, line)
     _say(found.sentence)
     print(found)

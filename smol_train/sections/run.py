@@ -24,6 +24,8 @@ class TrainConfig(BatchConfig):
     """bf16: bf16 weights with fp32 master weights and fp32 gradient accumulation; fp32: everything."""
     backend: Literal["auto", "torch", "te"] = "auto"
     """auto: Transformer Engine where it imports and a GPU is there, else torch."""
+    purpose: Literal["main", "ablation", "debugging"] = "main"
+    """What the GPU-hours are for; slurm/status.sh adds them up by it."""
     deterministic: bool = False
     """Only kernels that give the same bits each time, at a cost in speed on GPUs (docs/determinism.md)."""
 

@@ -30,6 +30,7 @@ SETTINGS = {
     "SMOL_MAX_RESTARTS": "10",
     "SMOL_REQUEUE": "requeue",
     "SMOL_CPU_PARTITION": "cpu",
+    "SMOL_WATCH_SECONDS": "1",
     "SMOL_PYTHON": sys.executable,
     "GLOO_SOCKET_IFNAME": "lo",
 }

@@ -99,7 +99,7 @@ def test_the_command_counts_a_chain_and_not_another(tmp_path: Path, capsys: pyte
     assert begin(tmp_path, "a") == 93
     assert "not started: its last 3 starts brought no checkpoint" in capsys.readouterr().err
     events = [json.loads(line)["event"] for line in (tmp_path / "slurm" / "starts.jsonl").read_text().splitlines()]
-    assert events == ["start", "end", "start", "end", "start", "start", "end"]
+    assert events == ["start", "end", "start", "end", "start", "start", "end", "refused"]
 
 
 def test_the_command_remembers_bad_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
