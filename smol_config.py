@@ -10,7 +10,7 @@ default. Every fault of a file is reported at once, each with the setting, the v
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -82,6 +82,19 @@ def merge_files(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     return _without_nulls(mapping)
 
 
+def differences(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What a file and `overrides` set otherwise than the file's bases do, each as section.key=value; ${NAME}s as written.
+
+    What an override sets comes first.
+    """
+    bases = _without_nulls(_bases_of(Path(path), ())[0])
+    before, after = dict(_leaves(bases)), dict(_leaves(merge_files(path, overrides)))
+    gone = [f"{name}=null" for name in before if name not in after]
+    found = [f"{name}={value}" for name, value in after.items() if name not in before or before[name] != value] + gone
+    given = tuple(override.partition("=")[0] for override in overrides)
+    return sorted(found, key=lambda setting: not setting.startswith(given))
+
+
 def unset_variables(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
     """Names of environment variables that the file uses and that are not set."""
     return sorted(_unset(load_mapping(path, overrides, keep_unset=True)))
@@ -149,6 +162,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    return _merge(*_bases_of(path, above))
+
+
+def _bases_of(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The merged bases of a file, and what it holds itself."""
     if path.resolve() in above:
         raise ConfigError(f"base: {path} names itself through {' -> '.join(map(str, above))}; break the circle")
     mapping = _read_yaml(path)
@@ -159,7 +177,16 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         merged = _merge(merged, _read_with_bases(path.parent / base, (*above, path.resolve())))
-    return _merge(merged, mapping)
+    return merged, mapping
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings of a mapping with their dotted names; lists by index."""
+    if isinstance(value, dict | list) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

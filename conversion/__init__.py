@@ -13,7 +13,8 @@
     merge.py, merge_recipe.py                         weighted sums of Hugging Face folders; other merges: merge_mergekit.py
     push.py, upload/      a Hugging Face folder -> the Hub, S3
     export.py             all checkpoints of a run while it trains: export_records.py is what is on disk,
-                          background.py the children that do the work, service.py signals and patience
+                          background.py the children that do the work, service.py signals and patience,
+                          watching.py what every process beside a run does
 
 Everything runs on the CPU and holds about one tensor at a time, the comparison of logits included; `verify` holds both models
 in fp32 where they fit (--memory).

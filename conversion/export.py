@@ -11,8 +11,6 @@ after what is there now.
 """
 
 import argparse
-import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -23,19 +21,18 @@ from humanize import naturalsize
 
 from conversion import ConversionError, ParityError, Unreachable, background
 from conversion.export_records import (
+    LOCK_NAME,
     UNKNOWN,
     Export,
     Records,
-    digest_of,
     export_name,
-    exporter_lock,
     revision_of,
     step_of_export,
 )
-from conversion.service import Later, Stop, pause, say, stop_signals
+from conversion.service import Later, Stop, say, stop_signals
+from conversion.watching import rounds, sole_worker, wait_for
 from smol_config import UserError
-from smol_train.callbacks.alerts import ALERTS_NAME
-from smol_train.checkpoint_folder import MARKER, free_bytes, read_model_config, step_of, whole_checkpoints
+from smol_train.checkpoint_folder import MARKER, digest_of, free_bytes, read_model_config, step_of, whole_checkpoints
 
 ITEM_BYTES = {"bf16": 2, "fp32": 4}
 ROOM = 1.05
@@ -49,25 +46,21 @@ def run(arguments: argparse.Namespace) -> None:
     Raises ConversionError when another exporter works on the run, for arguments that fit no checkpoint, and at the end when
     something could not be exported or pushed; ParityError when that is because an export is not equal.
     """
+    run: Path = arguments.watch
+    _check_run(run, arguments.once)
     with stop_signals() as stop:
-        if _wait_for(arguments.watch, arguments.every, arguments.once, stop):
-            with exporter_lock(arguments.watch / "hf"):
+        if wait_for(run, arguments.every, stop):
+            with sole_worker(run / "hf" / LOCK_NAME, "an exporter"):
                 Exporter(arguments, stop).work()
 
 
-def _wait_for(run: Path, every: float, once: bool, stop: Stop) -> bool:
-    """Whether the run's folder is there; waits for it unless `once`."""
+def _check_run(run: Path, once: bool) -> None:
     if (run / MARKER).exists():
         raise ConversionError(f"--watch {run} is one checkpoint; give its run's folder, or export it with to-hf")
     if run.exists() and not run.is_dir():
         raise ConversionError(f"--watch {run} is not a folder; give a run's folder (train.output_dir)")
-    if not run.exists():
-        if once:
-            raise ConversionError(f"--watch {run} is not there; give a run's folder (train.output_dir)")
-        say(f"waiting for {run}")
-    while not run.exists() and not stop():
-        pause(every, stop)
-    return run.exists()
+    if once and not run.exists():
+        raise ConversionError(f"--watch {run} is not there; give a run's folder (train.output_dir)")
 
 
 class Exporter:
@@ -91,14 +84,8 @@ class Exporter:
         try:
             self._in_child(_check, self.arguments)
             say(f"exporting the checkpoints of {self.run} to {self.hf}{f', pushing to {self.target}' if self.target else ''}")
-            while True:
-                over = is_over(self.run)  # before looking for checkpoints: the last one is whole when a run says so
+            for _ in rounds(self.run, self.arguments.every, self.arguments.once, lambda: self.later.waiting, self.stop):
                 self._round()
-                if self.arguments.once or (over and not self.later.waiting):
-                    break
-                pause(self.arguments.every, self.stop)
-                if self.stop():
-                    raise background.Stopped
         except background.Stopped:
             self._clean_up()
             say("stopped")
@@ -221,15 +208,6 @@ class Exporter:
             remedy = "; --retry-failed tries it again" if failed else ""
             raise kind(f"{len(left)} not done: {'; '.join(left)}{remedy}")
         say("all checkpoints are exported")
-
-
-def is_over(run: Path) -> bool:
-    """Whether the latest that a run has told of its course is that it is done; started again, it would say so."""
-    course = ("started", "resumed", "stopped", "crashed", "done")
-    with contextlib.suppress(OSError, ValueError):
-        events = [json.loads(line)["event"] for line in (run / ALERTS_NAME).read_text(encoding="utf8").splitlines()]
-        return [event for event in events if event in course][-1:] == ["done"]
-    return False
 
 
 # --- in a child ------------------------------------------------------------------------------------------------------------

@@ -3,27 +3,19 @@
     RUN/hf/step_40000            exported and verified; read-only from then on
     RUN/hf/step_40000.partial    being exported; or failed, with the reason in its parity.json; or left by a kill
     RUN/hf/export.jsonl          a line for each event: exporting, exported, failed, pushed
-    RUN/hf/export.lock           flock(2) of the exporter: the kernel frees it with the last process that holds it
+    RUN/hf/export.lock           held by the exporter (watching.py)
 
 A folder's name says that it is an export; the records say of which checkpoint, since a run that rolled back saves steps anew.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import json
-import os
 import re
-import socket
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-from conversion import ConversionError
-from smol_train.checkpoint_folder import MARKER, read_state
+from conversion.watching import append_line, read_lines
+from smol_train.checkpoint_folder import read_state
 
 RECORDS_NAME = "export.jsonl"
 LOCK_NAME = "export.lock"
@@ -81,23 +73,13 @@ class Records:
         self._path = hf / RECORDS_NAME
         self.exports: dict[int, Export] = {}
         """By step, what holds of its latest checkpoint."""
-        with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf8").splitlines():
-                with contextlib.suppress(ValueError):  # half a line, of an exporter that was killed
-                    self._take(json.loads(line))
+        for line in read_lines(self._path):
+            self._take(line)
 
     def add(self, event: Event, step: int, **details: Any) -> None:
         """Append a line, on the disk when this returns; raises ConversionError when it cannot be written."""
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "step": step, **details}
-        try:
-            with self._path.open("a+b") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-                torn = file.read(1) not in (b"", b"\n")
-                file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise ConversionError(f"{self._path} cannot be written ({error.strerror}); make room and start again") from error
+        append_line(self._path, line)
         self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -113,65 +95,3 @@ class Records:
     def forget_failures(self) -> None:
         """Have what failed tried again."""
         self.exports = {step: export for step, export in self.exports.items() if export.failed is None}
-
-
-def digest_of(checkpoint: Path) -> str | None:
-    """What tells a whole checkpoint from another of the same step: SHA-256 of its marker, which lists the files' hashes.
-
-    None when it is not there, or not any more.
-    """
-    try:
-        return hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
-# --- lock ------------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def exporter_lock(hf: Path, patience_seconds: float = 2.0) -> Iterator[None]:
-    """Hold RUN/hf/export.lock, with this host and process inside; raises ConversionError when another exporter holds it.
-
-    It is asked for again for `patience_seconds`: the processes of an exporter that was killed may be on their way out.
-    """
-    with _opened(hf) as file:
-        deadline = time.monotonic() + patience_seconds
-        while not _locked(file):
-            if time.monotonic() > deadline:
-                raise ConversionError(f"{hf} has an exporter already, {_holder(file)}; stop that one, or leave the work to it")
-            time.sleep(0.1)
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}) + "\n")
-        file.flush()
-        yield
-
-
-def _opened(hf: Path) -> TextIO:
-    try:
-        hf.mkdir(parents=True, exist_ok=True)
-        return (hf / LOCK_NAME).open("a+", encoding="utf8")
-    except OSError as error:
-        raise ConversionError(f"{hf} cannot be written to ({error.strerror}); exports need to be made there") from error
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ConversionError(
-            f"{file.name} cannot be locked ({error.strerror}); mount the file system with locks (Lustre: -o flock)"
-        ) from error
-    return True
-
-
-def _holder(file: TextIO) -> str:
-    file.seek(0)
-    try:
-        held = json.loads(file.read())
-        return f"process {held['pid']} on {held['host']} since {held['started']}"
-    except ValueError:  # it is just writing it
-        return "which has just started"

@@ -29,7 +29,9 @@ load_env() {
   [[ -x $SMOL_PYTHON ]] || die 2 "SMOL_PYTHON=$SMOL_PYTHON in $file is no program; name the python of your environment"
 }
 
-# load_job FOLDER JOB: its file sets job_command, and job_trains=yes where checkpoints of the run are its progress.
+# load_job FOLDER JOB: its file sets job_command; job_trains=yes where checkpoints of the run are its progress. A job
+# that is not one task a rank defines run_ranks, in place of run.sh's.
+# shellcheck disable=SC2034 # submit.sh and run.sh read them
 load_job() {
   job_trains=no
   job_command=()
@@ -43,6 +45,16 @@ one_cpu_node() {
   SMOL_NODES=1 SMOL_RANKS_PER_NODE=1 SMOL_GPUS_PER_NODE=0
   SMOL_CPUS_PER_RANK=${SMOL_CPU_CORES:-8} SMOL_TIME=${SMOL_CPU_TIME:-$SMOL_TIME}
   SMOL_PARTITION=${SMOL_CPU_PARTITION:-} SMOL_SBATCH=${SMOL_CPU_SBATCH:-} SMOL_RESERVATION=""
+}
+
+# Sets launcher: what starts a command as one task a rank. A crash takes the other ranks along at once; after an agreed end they have
+# two minutes to finish theirs. --cpus-per-task: srun does not take it over from sbatch.
+# shellcheck disable=SC2034
+set_launcher() {
+  local options=()
+  read -ra options <<<"${SMOL_SRUN:-}"
+  launcher=(srun --kill-on-bad-exit=1 --wait=120 --label "--cpus-per-task=$SMOL_CPUS_PER_RANK" "${options[@]}"
+    bash "$SMOL_CODE/slurm/rank.sh")
 }
 
 # retry COMMAND...: asks again where Slurm's controller does not answer, as it happens when it is busy or fails over.

@@ -3,8 +3,9 @@
     python -m slurm.run_folder CONFIG [--ranks N] [--write FILE] [section.key=value ...]
 
 Prints train.output_dir as an absolute path. The configuration is checked on the way; with --ranks, its layout and batch against
-so many ranks too. --write leaves one file that holds the configuration with its bases and overrides; ${NAME}s stay as written,
-so that no secret lands there. Exit code 2 and one sentence for a fault. Neither torch nor Megatron-Core is imported.
+so many ranks too. --write leaves one file that holds the configuration with its bases and overrides, and beside it `differs`:
+what it sets otherwise than its bases; ${NAME}s stay as written, so that no secret lands there. Exit code 2 and one sentence for
+a fault. Neither torch nor Megatron-Core is imported.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smol_config import UserError, load, mapping_to_yaml, merge_files
+from smol_config import UserError, differences, load, mapping_to_yaml, merge_files
 from smol_train.config import RunConfig
 from smol_train.plan import plan
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan(config, gpus=options.ranks)
         if options.write:
             options.write.write_text(mapping_to_yaml(merge_files(options.config, options.overrides)), encoding="utf8")
+            differs = "".join(f"{one}\n" for one in differences(options.config, options.overrides))
+            options.write.with_name("differs").write_text(differs, encoding="utf8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

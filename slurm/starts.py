@@ -1,15 +1,16 @@
 """The starts of a job: which there were, how each ended, and whether there is to be another. Kept in RUN/slurm/starts.jsonl.
 
     python -m slurm.starts begin RUN --chain C --job ID --restart N --nodes n1,n2 --max-restarts M [--trains]
-    python -m slurm.starts end   RUN --chain C --job ID --code CODE --reason WHY  --max-restarts M [--trains]
+    python -m slurm.starts end   RUN --chain C --job ID --code CODE --reason WHY  --max-restarts M [--trains] [--bad n1]
 
 slurm/run.sh calls `begin` before it starts the ranks: exit code 0, or 93 and a sentence when the job is not to be started.
-`end` prints one line for it: "done", "stop", "leave" (to Slurm), or "again", with the nodes to leave out where devices
-are suspected.
+`end` prints one line for it: "done", "stop", "leave" (to Slurm), or "again" with the nodes to leave out: those where a device
+is suspected, and those that failed the preflight.
 
 A chain is all starts of one submission, whether Slurm requeued the job or another job took over. It ends when it has been
 started too often, or when two restarts brought no new checkpoint: a fault that comes again at once would otherwise burn the
-whole allocation overnight. Starts that were preempted do not count as fruitless, since the run had no part in their end.
+whole allocation overnight. Starts that were preempted, or ended before the ranks began because a node was bad, do not count as
+fruitless, since the run had no part in their end.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from smol_train.exit_codes import DONE, REFUSED
 FRUITLESS_RESTARTS = 2
 """Restarts without a new checkpoint after which the chain ends."""
 
-Reason = Literal["done", "stopped", "time limit", "preempted", "ended", "asked for", "crash"]
+Reason = Literal["done", "stopped", "time limit", "preempted", "ended", "asked for", "crash", "bad node"]
 """ended: by Slurm, as when a node dies or at scancel. asked for: by the ranks themselves, after a signal that they heard, a
-hang, or a NaN that points to a device."""
+hang, or a NaN that points to a device. bad node: by the preflight; the ranks were not started."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Start:
     """Lines of RUN/suspects.jsonl at that time."""
     reason: str | None = None
     """Why it ended; None: nothing was told, as when the first node dies."""
+    bad: list[str] = field(default_factory=list)
+    """Nodes that failed the preflight."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _fruitless(starts: Sequence[Start], newest: int, trains: bool) -> int:
     """How many starts up to the last brought nothing."""
     count = 0
     for start in reversed(starts):
-        if start.reason == "preempted":
+        if start.reason in ("preempted", "bad node"):
             continue
         # After a rollback the newest checkpoint is an older one; that is no progress either.
         if start.checkpoint < newest if trains else start.reason not in ("crash", "ended", None):
@@ -98,11 +101,12 @@ def decide(starts: Sequence[Start], code: int, newest: int, max_restarts: int, t
         return Next("stop", f"the ranks ended with {REFUSED}: not to be started again before what they said is mended")
     if why := refusal(starts, newest, max_restarts, trains):
         return Next("stop", f"not started again: {why}")
-    here = set(suspects[last.suspects :]) & set(last.nodes)
-    if not here:
+    if not (set(suspects[last.suspects :]) & set(last.nodes) or last.bad):
         return Next("again", f"to be started again ({last.reason})")
-    exclude = sorted(set(suspects[starts[0].suspects :]))
-    return Next("again", f"to be started again without {', '.join(exclude)}, where a device is suspected", exclude)
+    bad = {node for start in starts for node in start.bad}
+    exclude = sorted(bad.union(suspects[starts[0].suspects :]))
+    told = [f"{node} ({'failed the preflight' if node in bad else 'a device is suspected'})" for node in exclude]
+    return Next("again", f"to be started again without {', '.join(told)}", exclude)
 
 
 # --- what is on disk -------------------------------------------------------------------------------------------------------
@@ -122,8 +126,8 @@ def read_starts(run: Path, chain: str) -> list[Start]:
         told = {name: line[name] for name in ("chain", "job", "nodes", "checkpoint", "suspects") if name in line}
         if line["event"] == "start":
             starts.append(Start(**told))
-        elif starts:
-            starts[-1] = Start(**{**asdict(starts[-1]), "reason": line["reason"]})
+        elif starts and line["event"] == "end":
+            starts[-1] = Start(**{**asdict(starts[-1]), "reason": line["reason"], "bad": line.get("bad", [])})
     return starts
 
 
@@ -162,10 +166,11 @@ def _begin(options: argparse.Namespace) -> int:
         why = f"Slurm has restarted it {options.restart} times, and SMOL_MAX_RESTARTS={options.max_restarts}; submit it again"
     if why:
         _say(f"not started: {why}")
+        _append(options.run, {"event": "refused", "chain": options.chain, "job": options.job, "why": f"not started: {why}"})
         return REFUSED
     suspects = len(suspect_hosts(options.run))
     start = Start(options.chain, options.job, options.nodes.split(","), newest, suspects)
-    told = {name: value for name, value in asdict(start).items() if name != "reason"}
+    told = {name: value for name, value in asdict(start).items() if name not in ("reason", "bad")}
     _append(options.run, {"event": "start", **told, "restart": options.restart})
     since = f"goes on from step {newest}" if newest >= 0 else "no checkpoint yet"
     _say(f"start {len(starts) + 1} of chain {options.chain} on {options.nodes}" + (f": {since}" if options.trains else ""))
@@ -175,10 +180,12 @@ def _begin(options: argparse.Namespace) -> int:
 def _end(options: argparse.Namespace) -> int:
     starts, newest = read_starts(options.run, options.chain), newest_step(options.run)
     last = starts[-1] if starts else Start(options.chain, options.job, [], newest, 0)  # the list could not be written
-    starts = [*starts[:-1], Start(**{**asdict(last), "reason": options.reason})]
+    bad = [node for node in options.bad.split(",") if node]
+    starts = [*starts[:-1], Start(**{**asdict(last), "reason": options.reason, "bad": bad})]
     found = decide(starts, options.code, newest, options.max_restarts, options.trains, suspect_hosts(options.run))
     line = {"event": "end", "chain": options.chain, "job": options.job, "checkpoint": newest, "code": options.code}
-    _append(options.run, {**line, "reason": options.reason, "next": found.step, "exclude": found.exclude})
+    line |= {"reason": options.reason, "bad": bad, "next": found.step, "exclude": found.exclude, "why": found.sentence}
+    _append(options.run, line)
     _say(found.sentence)
     print(found)
     return 0
@@ -205,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             command.add_argument("--code", type=int, required=True, help="exit code of the ranks")
             command.add_argument("--reason", choices=get_args(Reason), required=True)
+            command.add_argument("--bad", default="", metavar="NODES", help="failed the preflight, with commas between")
     options = parser.parse_args(arguments)
     return _begin(options) if options.command == "begin" else _end(options)
 

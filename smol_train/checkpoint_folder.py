@@ -5,12 +5,14 @@
     RUN/iter_0002000.partial     being saved, or left behind by a save or a removal that was killed
     RUN/iter_0002000.replaced    one that a later save of the same step took the name of; goes at once
     RUN/iter_0002000.damaged     found damaged when the run was resumed, set aside
+    RUN/uploads/iter_0001000.json  it has arrived where checkpoint.upload says (slurm/upload.py writes it)
 
 A folder gets its name when it is whole, by a rename; the marker inside makes sure of folders that were copied. Nothing here
 needs torch: checkpoint.py has the tensors, checkpoint_integrity.py compares files with what the marker lists.
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -109,14 +111,18 @@ def set_aside(folder: Path, ending: Aside) -> Path:
 # --- what goes -------------------------------------------------------------------------------------------------------------
 
 
-def remove_old(run: Path, newest: Path, keep_last: int, keep_every_steps: int | None) -> list[Path]:
+def remove_old(
+    run: Path, newest: Path, keep_last: int, keep_every_steps: int | None, only_uploaded: bool = False
+) -> list[Path]:
     """Delete what the whole checkpoint `newest` makes superfluous; returns what was deleted.
 
-    Of the checkpoints up to `newest` the last `keep_last` stay, and those that are kept for good; of what was set aside at
-    its step or before, nothing. A folder is renamed first, so that an interrupted deletion leaves none that looks whole.
+    Of the checkpoints up to `newest` the last `keep_last` stay, and those that are kept for good; with `only_uploaded` also
+    those that have not arrived where they are uploaded to. Of what was set aside at its step or before, nothing stays. A
+    folder is renamed first, so that an interrupted deletion leaves none that looks whole.
     """
     older = [path for path in whole_checkpoints(run) if step_of(path) <= step_of(newest)]
-    removed = [path for path in older[:-keep_last] if not _is_kept_for_good(path, keep_every_steps)]
+    superfluous = [path for path in older[:-keep_last] if not _is_kept_for_good(path, keep_every_steps)]
+    removed = [path for path in superfluous if not only_uploaded or note_of(path)]
     for path in removed:
         shutil.rmtree(set_aside(path, "partial"))
     for path in run.glob("iter_*.damaged"):
@@ -127,7 +133,7 @@ def remove_old(run: Path, newest: Path, keep_last: int, keep_every_steps: int | 
 
 
 def _is_kept_for_good(folder: Path, keep_every_steps: int | None) -> bool:
-    """Pinned, or a milestone. Where checkpoints are uploaded, one that has not arrived there yet belongs here too."""
+    """Pinned, or a milestone."""
     return (folder / PIN).exists() or bool(keep_every_steps and step_of(folder) % keep_every_steps == 0)
 
 
@@ -137,6 +143,66 @@ def remove_partial(run: Path) -> list[Path]:
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return left
+
+
+# --- what has been uploaded ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UploadNote:
+    """RUN/uploads/iter_N.json: this checkpoint has arrived, whole and compared, at `target`."""
+
+    checkpoint: str
+    """Which one of its step: its digest_of()."""
+    state: str
+    """SHA-256 of its state.json, which a rollback rewrites."""
+    target: str
+    """URL of its folder."""
+    bytes: int
+    seconds: float
+    """That the upload took."""
+    time: str
+    """When it had arrived, UTC."""
+
+
+def digest_of(checkpoint: Path) -> str | None:
+    """What tells a whole checkpoint from another of the same step: SHA-256 of its marker, which lists the files' hashes.
+
+    None when it is not there, or not any more.
+    """
+    return _sha256(checkpoint / MARKER)
+
+
+def identity_of(checkpoint: Path) -> tuple[str, str] | None:
+    """Digest of a whole checkpoint and of its state.json, which a rollback rewrites; None when it is not there."""
+    digest, state = digest_of(checkpoint), _sha256(checkpoint / STATE)
+    return (digest, state) if digest and state else None
+
+
+def note_of(checkpoint: Path) -> UploadNote | None:
+    """The note of this very checkpoint; None: it has not arrived, or was saved again or rewritten since it did."""
+    note = read_note(checkpoint.parent, step_of(checkpoint))
+    return note if note and (note.checkpoint, note.state) == identity_of(checkpoint) else None
+
+
+def read_note(run: Path, step: int) -> UploadNote | None:
+    """The note of a step's latest upload; None: there is none."""
+    try:
+        return UploadNote(**json.loads(note_path(run, step).read_text(encoding="utf8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def note_path(run: Path, step: int) -> Path:
+    """Where the note of a step's upload is."""
+    return run / "uploads" / f"{folder_name(step)}.json"
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 # --- what a folder says of itself ------------------------------------------------------------------------------------------

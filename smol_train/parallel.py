@@ -7,7 +7,6 @@ process makes a world of one. NCCL carries the traffic where CUDA is there, gloo
 import contextlib
 import os
 import random
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +17,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from smol_config import ConfigError
 from smol_data.batch import ContextRank
+from smol_train.launch import launched_as
 from smol_train.sections.layout import ParallelConfig
 
 TIMEOUT = timedelta(minutes=30)
@@ -70,18 +70,6 @@ def process_groups(parallel: ParallelConfig, seed: int, timeout: timedelta = TIM
     finally:
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()
-
-
-def launched_as() -> tuple[int, int, int]:
-    """(rank, processes, rank on this host), as torchrun or srun says in the environment; a lone process is 0 of 1."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "MASTER_ADDR" in os.environ else "1"))
-    return rank, world, int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-
-
-def host_name() -> str:
-    """This node as Slurm calls it, so that it can be named to Slurm; else as it calls itself."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _join_world(timeout: timedelta) -> torch.device:

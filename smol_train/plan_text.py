@@ -37,11 +37,14 @@ def summary(plan: "Plan") -> str:
     kept = checkpoint["keep_last"] + 1 + milestones  # the next one is whole before the oldest goes
     id_bytes = 2 if plan.config["model"]["vocab_size"] <= 2**16 else 4
     one, rate = plan.checkpoint.disk_bytes, f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s a GPU (MFU {plan.mfu:.1%})"
+    disk = f"{kept} checkpoints of {_size(one)} = {_size(kept * one)}"
+    if checkpoint.get("upload"):
+        disk += f", and {_size(one)} for each that waits for its upload"
     return "\n".join(
         (
             f"{plan.gpus} x {plan.speed.gpu}: {_size(memory.total)} of memory each; {plan.parameters:,} parameters",
             f"{_tokens(plan.train_tokens)} in {plan.days:.2f} days at {rate}, by a model, not measured",
-            f"disk: {kept} checkpoints of {_size(one)} = {_size(kept * one)}; tokens {_size(plan.train_tokens * id_bytes)}",
+            f"disk: {disk}; tokens {_size(plan.train_tokens * id_bytes)}",
         )
     )
 
@@ -90,6 +93,8 @@ def _checkpoints(plan: "Plan") -> Iterable[str]:
         yield _line(f"  {save.sharding}", cost)
         yield _line("", f"({save.when})")
     yield from (_line("", line) for line in textwrap.wrap(plan.checkpoint.basis, 100))
+    if upload := plan.config["checkpoint"].get("upload"):
+        yield _line("  uploaded to", f"{upload}; one that has not arrived there stays on disk, whatever keep_last says")
 
 
 def _time(plan: "Plan", gpus_given: bool) -> Iterable[str]:

@@ -32,8 +32,8 @@ from megatron.core.rerun_state_machine import (
 from torch import Tensor
 
 from smol_train.batches import open_loader
+from smol_train.launch import host_name
 from smol_train.optim import gradient_norm
-from smol_train.parallel import host_name
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer

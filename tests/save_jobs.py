@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,56 @@ def train_on_a_bad_disk(overrides: Sequence[str], disk: Path, record: Path) -> d
             "lines": [json.loads(line) for line in (trainer.output_dir / "metrics.jsonl").read_text().splitlines()],
             "alerts": told_alerts(record) if ranks.is_main else [],
         }
+
+
+# --- uploads that lag --------------------------------------------------------------------------------------------------------
+
+
+def note_upload(checkpoint: Path) -> None:
+    """What an uploader leaves when a checkpoint has arrived."""
+    from smol_train.checkpoint_folder import UploadNote, identity_of, note_path, step_of
+
+    identity = identity_of(checkpoint)
+    assert identity
+    path = note_path(checkpoint.parent, step_of(checkpoint))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(UploadNote(*identity, f"s3://bucket/run/{checkpoint.name}", 1, 1.0, ""))))
+
+
+def train_while_uploads_lag(overrides: Sequence[str], uploads: dict[int, list[int]], fits: int) -> dict[str, Any]:
+    """A run of one rank that saves after each step, on a disk with room for `fits` checkpoints; `uploads` says which steps'
+    checkpoints have arrived by the end of a step. Returns the checkpoints after each step, and what was told."""
+    from smol_train.callbacks import checkpointing
+    from smol_train.checkpoint_folder import folder_name, step_of, whole_checkpoints
+    from smol_train.parallel import process_groups
+    from smol_train.trainer import Trainer
+
+    told: list[str] = []
+    kept: dict[int, list[int]] = {}
+
+    class Listener:
+        def alert(self, event: str, text: str) -> None:
+            told.append(f"{event}: {text}")
+
+    class Arrivals(Callback):
+        def on_step_end(self, trainer: Any, metrics: Metrics) -> None:
+            for step in uploads.get(trainer.state.step, []):
+                note_upload(trainer.output_dir / folder_name(step))
+
+    class Look(Callback):
+        def on_step_end(self, trainer: Any, metrics: Metrics) -> None:
+            kept[trainer.state.step] = [step_of(path) for path in whole_checkpoints(trainer.output_dir)]
+
+    config = load(RunConfig, QUICKSTART, overrides)
+    logging.getLogger("smol_train").setLevel(logging.CRITICAL)
+    free_bytes = checkpointing.free_bytes
+    checkpointing.free_bytes = lambda run: 0 if len(whole_checkpoints(run)) >= fits else 10**12
+    try:
+        with process_groups(config.parallel, config.train.seed) as ranks:
+            Trainer(config, ranks, [Arrivals(), checkpointing.Checkpointing(Listener()), Look()]).fit()
+    finally:
+        checkpointing.free_bytes = free_bytes
+    return {"kept": kept, "told": told}
 
 
 # --- writers in the background ------------------------------------------------------------------------------------------------

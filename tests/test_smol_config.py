@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 import smol_config
-from smol_config import ConfigError, Section, UserError, load, load_mapping, nearest, parse, to_yaml, unset_variables
+from smol_config import (
+    ConfigError,
+    Section,
+    UserError,
+    differences,
+    load,
+    load_mapping,
+    nearest,
+    parse,
+    to_yaml,
+    unset_variables,
+)
 
 
 class Stage(Section):
@@ -94,6 +105,13 @@ def test_later_bases_win_over_earlier_ones_and_paths_are_relative_to_the_file(fo
     path = write(folder, "runs/child.yaml", "base: [../parts/title.yaml, ../parts/rate.yaml]\n")
     mapping = load_mapping(path)
     assert (mapping["optim"], mapping["title"]) == ({"rate": 0.5, "kind": "cosine"}, "rate")
+
+
+def test_what_a_file_sets_otherwise_than_its_bases_is_listed(folder: Path) -> None:
+    child = write(folder, "child.yaml", "base: run.yaml\noptim: {rate: 0.1, kind: cosine}\nstages: [{name: a, steps: 7}]\n")
+    told = ["extra.name=x", "title=null", "optim.kind=cosine", "stages.0.steps=7", "stages.1.name=null"]
+    assert differences(child, ["extra.name=x", "title=null"]) == told
+    assert differences(folder / "run.yaml")[:2] == ["optim.rate=0.1", "stages.0.name=a"], "without a base, everything"
 
 
 def test_two_bases_may_share_a_base(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -46,6 +47,10 @@ class FsspecFiles:
             path = self._path(file.name)
             self._ask(self._files.makedirs, posixpath.dirname(path), exist_ok=True)
             self._ask(self._files.put_file, str(file.path), path)
+
+    def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
+        for name in sizes:
+            self._ask(self._files.get_file, self._path(name), str(folder / name))
 
     def remove(self, names: Sequence[str]) -> None:
         for name in names:

@@ -11,7 +11,7 @@ lies under TARGET is not touched. One upload at a time may go to a target.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +40,9 @@ class Objects(Protocol):
 
     def send(self, files: Sequence[LocalFile]) -> None:
         """Keep these files under their names, several at a time where that is faster."""
+
+    def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
+        """Write what is kept under these names, of so many bytes, below a folder, whose sub-folders are there."""
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove what is there of these."""
@@ -71,11 +74,15 @@ class ObjectStore:
         files |= {name: Remote(sizes[name]) for name in (named or {}).keys() - files.keys() if name in sizes}
         return Listing(files, whole=manifest is not None and UNFINISHED not in sizes)
 
-    def is_whole(self) -> bool:
-        """Whether there is a manifest, and everything it names in the size it says."""
+    def manifest(self) -> dict[str, Remote] | None:
+        """What the folder holds, where it is whole: a manifest, and everything it names in the size it says; else None."""
         sizes = self._objects.sizes()
         manifest = self._read(MANIFEST, sizes)
-        return manifest is not None and not _misfits(manifest, sizes)
+        return None if manifest is None or _misfits(manifest, sizes) else manifest
+
+    def fetch(self, entries: Mapping[str, Remote], folder: Path) -> None:
+        """Write some of a manifest's files below a folder."""
+        self._objects.fetch({name: entry.size for name, entry in entries.items()}, folder)
 
     def begin(self, difference: Difference) -> None:
         """Note what stays, then take the mark away that the folder is whole."""
@@ -121,19 +128,24 @@ def _misfits(entries: dict[str, Remote], sizes: dict[str, int]) -> list[str]:
     ]
 
 
+def open_objects(target: str) -> Objects:
+    """The place that a URL means; raises ConversionError for one that cannot be used."""
+    # They import their programs and packages: one of them is enough.
+    if target.startswith("s3://"):
+        from conversion.upload.s5cmd import S5cmd
+
+        return S5cmd(target)
+    from conversion.upload.fsspec_files import FsspecFiles
+
+    return FsspecFiles(target)
+
+
 def open_store(target: str, files: Sequence[LocalFile] = ()) -> ObjectStore:
     """The store of a URL; raises ConversionError for one that cannot be used, or files that cannot be kept there."""
     for file in files:
         if file.name in (MANIFEST, UNFINISHED):
             raise ConversionError(f"{file.path} has the name of the manifest that is kept at {target}; rename it")
-    # The stores import their programs and packages: one of them is enough.
-    if target.startswith("s3://"):
-        from conversion.upload.s5cmd import S5cmd
-
-        return ObjectStore(S5cmd(target))
-    from conversion.upload.fsspec_files import FsspecFiles
-
-    return ObjectStore(FsspecFiles(target))
+    return ObjectStore(open_objects(target))
 
 
 def upload_folder(folder: Path, target: str) -> Pushed:
@@ -148,4 +160,4 @@ def upload_folder(folder: Path, target: str) -> Pushed:
 
 def is_complete(target: str) -> bool:
     """Whether `target` holds a whole folder: a manifest and every file it names, in its size. Raises as upload_folder()."""
-    return open_store(target).is_whole()
+    return open_store(target).manifest() is not None

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class S5cmd:
             entry["key"].removeprefix(f"{self.url}/"): int(entry["size"]) for entry in map(json.loads, entries.splitlines())
         }
 
+    def check_listing(self) -> None:
+        """One listing, of one level. Raises ConversionError where it is refused, Unreachable where nobody answers."""
+        self._run("ls", f"{self.url}/", may_lack="no object found")
+
     def read(self, name: str) -> bytes | None:
         return self._run("cat", f"{self.url}/{name}", may_lack="not found") or None
 
@@ -64,10 +68,10 @@ class S5cmd:
         patience = PATIENCE + sum(file.size for file in files) / SLOWEST
         self._run("run", lines=[shlex.join(command) for command in commands], patience=patience)
 
-    def fetch(self, name: str, path: Path, size: int) -> None:
-        """The object of `size` bytes as a file, which gets its name when it is whole. An s5cmd that is killed leaves its
-        beginnings beside it, as `path` with digits behind."""
-        self._run("cp", "--raw", f"{self.url}/{name}", str(path.absolute()), patience=PATIENCE + size / SLOWEST)
+    def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
+        commands = (["cp", "--raw", f"{self.url}/{name}", str(folder.absolute() / name)] for name in sizes)
+        patience = PATIENCE + sum(sizes.values()) / SLOWEST
+        self._run("run", lines=[shlex.join(command) for command in commands], patience=patience)
 
     def remove(self, names: Sequence[str]) -> None:
         self._run("run", lines=[shlex.join(["rm", "--raw", f"{self.url}/{name}"]) for name in names])

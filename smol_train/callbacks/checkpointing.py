@@ -6,6 +6,7 @@ the end does it count: a run whose last step is not saved exits 85, to train the
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from smol_train.checkpoint_folder import (
     bytes_on_disk,
     folder_name,
     free_bytes,
+    note_of,
     remove_old,
     remove_partial,
     whole_checkpoints,
@@ -141,9 +143,12 @@ class Checkpointing(Callback):
         )
         if trainer.ranks.is_main:
             self._remove_partial(trainer)
-            settings = trainer.config.checkpoint
-            for folder in remove_old(trainer.output_dir, saved.folder, settings.keep_last, settings.keep_every_steps):
-                logger.info("checkpoint %s removed: newer ones are whole", folder)
+            self._remove_old(trainer, saved.folder)
+
+    def _remove_old(self, trainer: "Trainer", newest: Path) -> None:
+        keep = trainer.config.checkpoint
+        for folder in remove_old(trainer.output_dir, newest, keep.keep_last, keep.keep_every_steps, keep.upload is not None):
+            logger.info("checkpoint %s removed: newer ones are whole", folder)
 
     def _minutes_are_up(self, trainer: "Trainer") -> bool:
         """By the main rank's clock, which is monotonic: a clock that is set harms nothing."""
@@ -154,12 +159,17 @@ class Checkpointing(Callback):
         """Why there is no room for another checkpoint; the same on all ranks."""
         shortage = None
         if trainer.ranks.is_main:
+            # Uploads that ended since the last save: without this, a run that found no room would never have any again.
+            self._remove_old(trainer, trainer.output_dir / folder_name(trainer.saved_step))
             free, needed = free_bytes(trainer.output_dir), ROOM * self.bytes
             if free < needed:
                 shortage = (
                     f"checkpoint {trainer.output_dir / folder_name(trainer.state.step)} is not saved: it needs "
                     f"{needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room"
                 )
+                waiting = [path for path in whole_checkpoints(trainer.output_dir) if not note_of(path)]
+                if trainer.config.checkpoint.upload and waiting:
+                    shortage += f", or look at the upload job: {len(waiting)} checkpoints are kept until they are uploaded"
         return _of_main(shortage)
 
     def _tell(self, trainer: "Trainer", event: AlertEvent, text: str) -> None:

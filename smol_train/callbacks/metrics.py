@@ -1,4 +1,4 @@
-"""Every scalar to metrics.jsonl and TensorBoard, under the same name, with step and tokens. Nothing is scraped from logs.
+"""Every scalar to metrics.jsonl and TensorBoard, under the same name, with step, tokens and time. Nothing is scraped from logs.
 
 A disk that is full or read-only ends no run: lines wait until they can be written, TensorBoard misses those steps.
 """
@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
+LOST_NAME = "metrics_lost.jsonl"
+"""Lines of steps that were trained again, or passed over by a rollback: what faults cost (slurm/incidents.py)."""
 
 OCCASIONAL = ("eval/", "checkpoint/", "ranks/", "data/", "train/parameter_norm/")
 """How the names of metrics begin that only some steps have."""
@@ -67,7 +70,8 @@ class MetricsWriter(Callback):
         if self.file and is_written(trainer, metrics):
             step = trainer.state.step
             numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-            line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, **numbers}
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = {"step": step, "tokens": trainer.state.tokens, "stage": trainer.stage, "time": now, **numbers}
             self.file.write(json.dumps(line))
             self._draw(trainer, metrics)
 
@@ -122,16 +126,19 @@ def is_written(trainer: "Trainer", metrics: Metrics) -> bool:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cut metrics.jsonl after `step`, dropping a line that a crash left half written."""
+    """Cut metrics.jsonl after `step`, dropping a line that a crash left half written. What is cut goes to LOST_NAME."""
     if not path.exists():
         return
-    kept = []
+    kept: list[str] = []
+    lost: list[str] = []
     for line in path.read_text(encoding="utf8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            (kept if json.loads(line)["step"] <= step else lost).append(line + "\n")
         except json.JSONDecodeError:
             continue
+    if lost:
+        with contextlib.suppress(OSError), path.with_name(LOST_NAME).open("a", encoding="utf8") as file:
+            file.write("".join(lost))
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf8")
     partial.rename(path)

@@ -14,8 +14,8 @@ import torch
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.callbacks.devices import DeviceMetrics
+from smol_train.launch import host_name
 from smol_train.nvml import throttle_names
-from smol_train.parallel import host_name
 from smol_train.sections.watch import LoggingConfig
 from smol_train.stragglers import OWN, PARTS, Cause, Table, ThroughputWatch, slowest, step_seconds
 

@@ -24,15 +24,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.exit_codes import REQUEUE
-from smol_train.parallel import TIMEOUT, Ranks, host_name
-from smol_train.sections.watch import WatchdogConfig
+from smol_train.launch import host_name
+from smol_train.parallel import TIMEOUT, Ranks
+from smol_train.sections.watch import PhaseName, WatchdogConfig
 
 if TYPE_CHECKING:
     from smol_train.trainer import Trainer
@@ -45,8 +46,6 @@ LAST_RESORT_SECONDS = 90.0
 
 STDERR = 2
 """By number: where the timer acts, Python's own stream may be what is stuck."""
-
-PhaseName = Literal["start-up", "first step", "step", "between steps", "after the last step", "ended"]
 
 
 def collective_timeout(config: WatchdogConfig) -> timedelta:
@@ -70,16 +69,10 @@ class Watchdog(Callback):
     """A context manager, around all that may hang; as a callback, first in the list, so that it sees where others begin."""
 
     def __init__(self, config: WatchdogConfig, run: Path, ranks: Ranks, alerts: Alerts) -> None:
-        self.run, self.ranks, self.alerts = run, ranks, alerts
-        self.minutes: dict[PhaseName, float] = {
-            "start-up": config.first_step_minutes,
-            "first step": config.first_step_minutes,
-            "step": config.minutes,
-            "between steps": config.pause_minutes,
-            "after the last step": config.pause_minutes,
-        }
+        self.run, self.ranks, self.alerts, self.minutes_of = run, ranks, alerts, config.minutes_of
         self.on = config.minutes > 0
-        self.look_seconds = min(10.0, *(6.0 * minutes for minutes in self.minutes.values() if minutes))
+        shortest = min(config.minutes, config.first_step_minutes, config.pause_minutes)
+        self.look_seconds = min(10.0, 6.0 * shortest) if self.on else 10.0
         self.stepped = False
         self.phase = self.written = self._now("start-up", 0)
         self.ended = threading.Event()
@@ -119,7 +112,7 @@ class Watchdog(Callback):
     def _begin(self, name: PhaseName, step: int) -> None:
         if self.on:
             self.phase = self._now(name, step)
-            faulthandler.dump_traceback_later(60 * self.minutes[name] + LAST_RESORT_SECONDS, exit=True, file=STDERR)
+            faulthandler.dump_traceback_later(60 * self.minutes_of(name) + LAST_RESORT_SECONDS, exit=True, file=STDERR)
 
     @staticmethod
     def _now(name: PhaseName, step: int) -> "Phase":
@@ -137,7 +130,7 @@ class Watchdog(Callback):
     def _look_for_ever(self) -> None:
         while not self.ended.wait(self.look_seconds):
             phase = self.phase
-            if time.monotonic() - phase.since > 60 * self.minutes[phase.name] or self._another_rank_gave_up():
+            if time.monotonic() - phase.since > 60 * self.minutes_of(phase.name) or self._another_rank_gave_up():
                 self._give_up(phase)
             if phase.name != "start-up":  # a run that is refused at its start leaves nothing behind
                 self._write_heartbeat()

@@ -1,5 +1,6 @@
 """The `train:`, `start_from:` and `checkpoint:` sections: what the loop does, where it begins and what it leaves behind."""
 
+import re
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -23,6 +24,8 @@ class TrainConfig(BatchConfig):
     """bf16: bf16 weights with fp32 master weights and fp32 gradient accumulation; fp32: everything."""
     backend: Literal["auto", "torch", "te"] = "auto"
     """auto: Transformer Engine where it imports and a GPU is there, else torch."""
+    purpose: Literal["main", "ablation", "debugging"] = "main"
+    """What the GPU-hours are for; slurm/status.sh adds them up by it."""
     deterministic: bool = False
     """Only kernels that give the same bits each time, at a cost in speed on GPUs (docs/determinism.md)."""
 
@@ -53,3 +56,11 @@ class CheckpointConfig(Section):
     verify: Verify = "hashes"
     """What is compared before a checkpoint is loaded: the SHA-256 of every file, which reads the whole checkpoint once, the
     ranks sharing it, or the sizes alone. A damaged newest one is passed over."""
+    upload: str | None = None
+    """URL under which every checkpoint is kept as RUN_NAME/iter_N, such as s3://bucket/prefix: the upload job sends them there
+    (docs/checkpoint_traffic.md), and none is removed from the run's folder before it has arrived. null: no uploads."""
+
+    def problems(self) -> list[str]:
+        if self.upload is not None and not re.fullmatch(r"[^:/]+://.+|.*\$\{.*", self.upload):
+            return [f"upload={self.upload} is no URL of a folder; write one such as s3://bucket/prefix"]
+        return []

@@ -52,6 +52,10 @@ class EvaluationConfig(Section):
     """Windows of each held-out set, from its beginning; fewer where it holds fewer."""
 
 
+PhaseName = Literal["start-up", "first step", "step", "between steps", "after the last step", "ended"]
+"""What a rank is doing, as its heartbeat says."""
+
+
 class WatchdogConfig(Section):
     """How long a rank may make no progress before the stacks of all ranks are written and the run exits 85."""
 
@@ -66,6 +70,14 @@ class WatchdogConfig(Section):
     def longest_minutes(self) -> float:
         """The longest that a rank may wait; collectives must be given more, or they end the run first."""
         return max(self.minutes, self.first_step_minutes, self.pause_minutes)
+
+    def minutes_of(self, phase: PhaseName) -> float:
+        """How long a rank may be in a phase; 0: it is not looked at."""
+        if not self.minutes or phase == "ended":
+            return 0.0
+        if phase in ("start-up", "first step"):
+            return self.first_step_minutes
+        return self.minutes if phase == "step" else self.pause_minutes
 
     def problems(self) -> list[str]:
         if self.minutes > self.first_step_minutes:
@@ -90,8 +102,13 @@ AlertEvent = Literal[
     "stopped",
     "crashed",
     "done",
+    "silent",
+    "job_waits",
+    "chain_stopped",
+    "upload_lag",
+    "scheduler_silent",
 ]
-"""What can be told: see smol_train/callbacks/alerts.py."""
+"""What can be told: see smol_train/callbacks/alerts.py; from `silent` on by the watcher beside the run, slurm/watch.py."""
 
 
 class AlertsConfig(Section):

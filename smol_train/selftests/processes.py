@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from smol_config import ConfigError
+from smol_train.launch import launched_as
 from smol_train.selftests.base import JobError
 
 GRACE_SECONDS = 30.0
@@ -90,8 +91,6 @@ class Processes:
 @contextlib.contextmanager
 def processes(ranks: int | None) -> Iterator[Processes]:
     """The crew of this call: `ranks` of its own, or those that were launched. Raises ConfigError when both are given."""
-    from smol_train.parallel import launched_as  # here: a child imports this file before its warnings are silenced
-
     rank, size, local = launched_as()
     if size == 1:
         yield Processes(ranks or 1, {each: each for each in range(ranks or 1)})

@@ -21,6 +21,7 @@ from smol_data.batch import PackedBatch
 from smol_data.schedule import batch_at
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.config import RunConfig
+from smol_train.launch import launched_as
 from smol_train.memory import Precision
 
 if TYPE_CHECKING:
@@ -191,7 +192,6 @@ def free_bytes() -> int:
     import psutil
     import torch
 
-    from smol_train.parallel import launched_as
     from smol_train.search import USABLE_MEMORY
 
     if torch.cuda.is_available():

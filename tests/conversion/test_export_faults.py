@@ -14,8 +14,9 @@ from exporter_process import Exporters
 from small_models import figures
 
 from conversion import ConversionError, background, export, service
-from conversion.export_records import RECORDS_NAME, Records, exporter_lock
+from conversion.export_records import RECORDS_NAME, Records
 from conversion.safetensors_files import SafetensorsWriter
+from conversion.watching import sole_worker
 
 # --- what goes wrong with a checkpoint -------------------------------------------------------------------------------------
 
@@ -174,8 +175,8 @@ def test_what_cannot_be_recorded_or_locked_is_one_sentence(tmp_path: Path, monke
         records.add("exporting", 5)
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConversionError, match=r"hf cannot be written to \(Not a directory\)"),
-        exporter_lock(tmp_path / "file" / "hf"),
+        pytest.raises(ConversionError, match=r"hf cannot be written to \(Not a directory\); an exporter needs to"),
+        sole_worker(tmp_path / "file" / "hf" / "lock", "an exporter"),
     ):
         pass
 
@@ -183,7 +184,10 @@ def test_what_cannot_be_recorded_or_locked_is_one_sentence(tmp_path: Path, monke
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.raises(ConversionError, match="mount the file system with locks"), exporter_lock(tmp_path / "hf"):
+    with (
+        pytest.raises(ConversionError, match="mount the file system with locks"),
+        sole_worker(tmp_path / "hf" / "lock", "an exporter"),
+    ):
         pass
 
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from small_models import figures
 from tiny_runs import QUICKSTART, REPOSITORY
 
-from conversion import export
 from conversion.export_records import LOCK_NAME, RECORDS_NAME, Records, revision_of
+from conversion.watching import is_over
 
 # --- what it does ----------------------------------------------------------------------------------------------------------
 
@@ -46,16 +46,16 @@ def test_every_checkpoint_is_exported_once(run: Path, smollm3_export: Path, expo
 def test_it_ends_by_itself_when_the_run_is_done(run: Path, smollm3_checkpoint: Path, exporter: Exporters) -> None:
     for event in ("started", "spike", "stopped", "resumed", "throughput_drop"):
         tell(run, event)
-        assert not export.is_over(run)
+        assert not is_over(run)
     tell(run, "done")
     tell(run, "save_failed")  # says nothing of the run's course
-    assert export.is_over(run)
+    assert is_over(run)
     assert exporter("--watch", run, "--every", "0.2").code == 0
     assert exports(run) == ["step_10", "step_5"]
     tell(run, "resumed")  # made longer
-    assert not export.is_over(run)
+    assert not is_over(run)
     (run / "alerts.jsonl").write_text('{"event": "do')
-    assert not export.is_over(run)
+    assert not is_over(run)
 
 
 def test_the_options_are_those_of_to_hf(run: Path, tmp_path: Path, byte_tokenizer: Path, exporter: Exporters) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from preflight_parts import Bench
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
 
 
@@ -31,7 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(f"Slurm is not installed: apt-get install {' '.join(missing)} slurm-wlm-basic-plugins")
     folder = tmp_path_factory.mktemp("lab")
     cluster = Cluster(folder, copy_repository(tmp_path_factory.mktemp("copy")))
-    cluster.lab("up", "3", LAB_PORT=str(free_ports(4)))
+    cluster.lab("up", "3", LAB_PORT=str(free_ports(5)))
     yield cluster
     cluster.lab("down")
 
@@ -46,3 +47,8 @@ def cluster(lab: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
     return Submitter(cluster, tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, corpus, monkeypatch)

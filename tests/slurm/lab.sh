@@ -6,8 +6,10 @@
 #   bash tests/slurm/lab.sh node-start FOLDER NODE     it comes back
 #   bash tests/slurm/lab.sh down FOLDER                cancel all jobs and stop everything
 #
-# Everything is in FOLDER and on the loopback: nothing in /etc, no systemd, no root needed. LAB_PORT (default 17600) and the next
-# NODES ports must be free; LAB_CONF holds further lines of slurm.conf. Nodes share this machine's file system and name.
+# Nodes n1, n2, ... are of the partitions train (the default), urgent (preempts it) and idle (is preempted by it); c1 is a node for jobs
+# without GPUs, in the partition cpu. Everything is in FOLDER and on the loopback: nothing in /etc, no systemd, no root needed. LAB_PORT
+# (default 17600) and the next NODES + 1 ports must be free; LAB_CONF holds further lines of slurm.conf. Nodes share this machine's file
+# system and name.
 # needs: apt-get install slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 set -euo pipefail
 
@@ -68,8 +70,11 @@ CONF
     echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=8 CoresPerSocket=8 RealMemory=4000"
   done >>"$SLURM_CONF"
   cat >>"$SLURM_CONF" <<CONF
-PartitionName=train Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE GraceTime=20
+NodeName=c1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + nodes + 1)) CPUs=32 CoresPerSocket=32 RealMemory=4000
+PartitionName=train Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE PriorityTier=5 GraceTime=20
 PartitionName=urgent Nodes=n[1-$nodes] MaxTime=INFINITE PriorityTier=10
+PartitionName=idle Nodes=n[1-$nodes] MaxTime=INFINITE PriorityTier=1 GraceTime=2
+PartitionName=cpu Nodes=c1 MaxTime=INFINITE PriorityTier=5
 ${LAB_CONF:-}
 CONF
   printf 'CgroupAutomount=no\n' >"$base/cgroup.conf"
@@ -89,8 +94,9 @@ up() {
   write_conf "$nodes"
   slurmctld -f "$SLURM_CONF"
   for ((node = 1; node <= nodes; node++)); do start_node "n$node"; done
+  start_node c1
   for ((try = 0; try < 300; try++)); do
-    if [[ $(sinfo --noheader --partition=train --states=idle --format=%D 2>/dev/null) == "$nodes" ]]; then
+    if [[ $(sinfo --noheader --partition=train,cpu --states=idle --Node 2>/dev/null | wc -l) == $((nodes + 1)) ]]; then
       echo "export SLURM_CONF=$SLURM_CONF"
       return
     fi

@@ -29,6 +29,8 @@ SETTINGS = {
     "SMOL_SAVE_SECONDS": "60",
     "SMOL_MAX_RESTARTS": "10",
     "SMOL_REQUEUE": "requeue",
+    "SMOL_CPU_PARTITION": "cpu",
+    "SMOL_WATCH_SECONDS": "1",
     "SMOL_PYTHON": sys.executable,
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -134,14 +136,14 @@ class Cluster:
         for pending in ("--state=PENDING", "--state=RUNNING"):
             self.run("scancel", f"--user={os.getuid()}", pending)
         wait_until(lambda: not self.jobs(), "jobs do not end")
-        for node in ("n1", "n2", "n3"):
+        for node in ("n1", "n2", "n3", "c1"):
             pid = self.folder / "pid" / f"slurmd-{node}.pid"
             if not pid.exists() or not Path(f"/proc/{pid.read_text().strip()}").exists():
                 self.lab("node-start", node)
         wait_until(self._all_idle, "nodes do not come back")
 
     def _all_idle(self) -> bool:
-        return self.run("sinfo", "--noheader", "--partition=train", "--states=idle", "--format=%D").out.strip() == "3"
+        return len(self.run("sinfo", "--noheader", "--partition=train,cpu", "--states=idle", "--Node").out.splitlines()) == 4
 
 
 class Submitter:

@@ -5,6 +5,7 @@
 #   work       a checkpoint at once, 5 steps after the newest; then until RUN/finish is there (0), RUN/stop (93), or a signal (85)
 #   crash      exit code 1 at once
 #   stubborn   as work, but deaf to SIGUSR1
+#   deaf       as work, but deaf to SIGUSR1 and SIGTERM
 #   refuse     rank 0 ends with 93, the others crash when they have lost it
 #   suspect    as work, but where n1 takes part, its device is suspected, and all end with 85
 set -euo pipefail
@@ -27,6 +28,7 @@ save() {
 case $behaviour in
   crash) exit 1 ;;
   stubborn) trap '' USR1 ;;
+  deaf) trap '' USR1 TERM ;;
   refuse)
     [[ $SLURM_PROCID != 0 ]] || exit 93
     sleep 1

@@ -124,6 +124,43 @@ def test_a_chain_goes_on_with_its_successor(cluster: Cluster, submit: Submitter)
     assert told(submit, "start", "checkpoint") == [-1, 10]
 
 
+@pytest.mark.slow
+def test_the_node_on_which_the_script_itself_runs_may_be_lost(cluster: Cluster, submit: Submitter) -> None:
+    job = submit.job("standin", "work")
+    wait_for_ranks(submit, 2)
+    cluster.lab("node-kill", "n1")
+    wait_for_ranks(submit, 4)
+    finish(cluster, submit, job)
+    assert told(submit, "start", "nodes") == [["n1", "n2"], ["n2", "n3"]]
+    assert told(submit, "end", "reason") == ["done"], "nobody was left to tell of the first end"
+    assert "start 2 of chain" in submit.log()
+
+
+@pytest.mark.slow
+def test_a_chain_goes_on_after_a_lost_node(cluster: Cluster, submit: Submitter) -> None:
+    submit.settings["SMOL_REQUEUE"] = "chain"
+    first = submit.job("standin", "work")
+    wait_for_ranks(submit, 2)
+    [second] = [job for job in cluster.jobs() if job != first]
+    cluster.lab("node-kill", "n2")
+    wait_for_ranks(submit, 4)
+    finish(cluster, submit, second)
+    assert cluster.state(first) in ("NODE_FAIL", "FAILED")
+    assert told(submit, "start", "nodes") == [["n1", "n2"], ["n1", "n3"]]
+
+
+@pytest.mark.slow
+def test_a_job_preempted_without_grace_goes_on_from_its_last_checkpoint(cluster: Cluster, submit: Submitter) -> None:
+    submit.settings |= {"SMOL_NODES": "3", "SMOL_SBATCH": "--exclusive --partition=idle"}
+    submit.overrides += ["train.global_batch_size=6"]
+    job = submit.job("standin", "deaf")
+    wait_for_ranks(submit, 3)
+    cluster.run("sbatch", "--partition=train", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_until(lambda: len(submit.ranks()) == 6, "the job does not come back")
+    finish(cluster, submit, job)
+    assert told(submit, "start", "checkpoint") == [-1, 5], "what was saved before"
+
+
 def test_a_suspected_node_is_left_out(cluster: Cluster, submit: Submitter) -> None:
     first = submit.job("standin", "suspect")
     submit.wait_for_log("takes over, without n1")

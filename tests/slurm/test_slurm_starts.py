@@ -67,13 +67,23 @@ def test_nodes_suspected_since_the_chain_began_are_left_out_when_one_of_them_was
     assert str(decide(again, 85, 10, 10, True, ["n9", "n2"])) == "again", "suspected before, and not there any more"
 
 
+def test_nodes_that_failed_the_preflight_are_left_out_and_their_starts_do_not_count() -> None:
+    bad = [Start("c", "1", ["n1", "n2"], -1, 0, "bad node", ["n1"])]
+    assert str(decide(bad, 85, -1, 10, True, [])) == "again n1"
+    assert "without n1 (failed the preflight)" in decide(bad, 85, -1, 10, True, []).sentence
+    worse = [*bad, Start("c", "2", ["n2", "n3"], -1, 0, "bad node", ["n3"])]
+    assert str(decide(worse, 85, -1, 10, True, [])) == "again n1,n3", "the first is still bad"
+    assert refusal([*worse, *worse, *chain((-1, "crash"), (-1, "crash"))], -1, 10, True) is None
+    assert str(decide([*worse, *chain((-1, "crash"))], 1, -1, 10, True, [])) == "again", "a crash points to no node"
+
+
 def begin(run: Path, chain: str, restart: int = 0) -> int:
     command = ["begin", str(run), "--chain", chain, "--job", "7", "--restart", str(restart), "--nodes", "n1,n2"]
     return starts.main([*command, "--max-restarts", "4", "--trains"])
 
 
-def end(run: Path, chain: str, code: int, reason: str) -> int:
-    command = ["end", str(run), "--chain", chain, "--job", "7", "--code", str(code), "--reason", reason]
+def end(run: Path, chain: str, code: int, reason: str, bad: str = "") -> int:
+    command = ["end", str(run), "--chain", chain, "--job", "7", "--code", str(code), "--reason", reason, "--bad", bad]
     return starts.main([*command, "--max-restarts", "4", "--trains"])
 
 
@@ -89,7 +99,14 @@ def test_the_command_counts_a_chain_and_not_another(tmp_path: Path, capsys: pyte
     assert begin(tmp_path, "a") == 93
     assert "not started: its last 3 starts brought no checkpoint" in capsys.readouterr().err
     events = [json.loads(line)["event"] for line in (tmp_path / "slurm" / "starts.jsonl").read_text().splitlines()]
-    assert events == ["start", "end", "start", "end", "start", "start", "end"]
+    assert events == ["start", "end", "start", "end", "start", "start", "end", "refused"]
+
+
+def test_the_command_remembers_bad_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for bad in ("n1,n4", "n2"):
+        assert begin(tmp_path, "a") == 0
+        assert end(tmp_path, "a", 85, "bad node", bad) == 0
+    assert capsys.readouterr().out == "again n1,n4\nagain n1,n2,n4\n"
 
 
 def test_a_whole_checkpoint_is_progress_and_a_partial_one_is_not(tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ FAULTS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "nothing": ([], {}, ["JOB and CONFIG are needed"]),
     "no config": (["pretrain"], {}, ["JOB and CONFIG are needed"]),
     "unknown option": (["--dry", "pretrain", "C"], {}, ["--dry is no option", "--help"]),
-    "unknown job": (["train", "C"], {}, ["JOB train is none of: export prepare pretrain push"]),
+    "unknown job": (
+        ["train", "C"],
+        {},
+        ["JOB train is none of: evaluate export", " preflight prepare pretrain push standin upload watch"],
+    ),
     "missing config": (["pretrain", "no/such.yaml"], {}, ["config file no/such.yaml cannot be read"]),
     "bad setting": (["pretrain", "C", "train.sed=1"], {}, ["train.sed: unknown key", "'seed'"]),
     "no layout for the ranks": (["pretrain", "C"], {"SMOL_NODES": "3"}, ["gpus=3 make 3 copies of the model"]),
@@ -91,7 +95,7 @@ def test_a_dry_run_prints_plan_and_command_and_writes_nothing(submit_elsewhere: 
 
 def test_a_job_without_gpus_asks_for_one_task_on_one_node(submit_elsewhere: Submitter) -> None:
     submit_elsewhere.settings |= {"SMOL_GPUS_PER_NODE": "8", "SMOL_CPU_PARTITION": "cpu", "SMOL_REQUEUE": "chain"}
-    for job in ("export", "push", "prepare"):
+    for job in ("export", "push", "prepare", "upload", "evaluate"):
         outcome = submit_elsewhere("--dry-run", job, str(QUICKSTART), *submit_elsewhere.overrides)
         assert outcome.code == 0, outcome
         for option in ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=8", "--partition=cpu", "--no-requeue"):

@@ -1,14 +1,13 @@
 """Alerts against a real HTTP server: one that listens, one that fails, one that hangs, and none at all."""
 
-import http.server
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alert_channel import Channel, listening
 
 from smol_config import ConfigError, load, parse, to_yaml
 from smol_train.callbacks import alerts as alerts_module
@@ -17,46 +16,11 @@ from smol_train.config import RunConfig
 from smol_train.sections.watch import AlertsConfig
 
 
-class Channel(http.server.ThreadingHTTPServer):
-    """Keeps what was posted to it; answers with `codes` in turn, then 200; a code of 0 never answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.posts: list[tuple[str, dict]] = []
-        self.codes: list[int] = []
-        self.released = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/services/SECRET"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        channel = self.server
-        assert isinstance(channel, Channel)
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        channel.posts.append((self.headers["Content-Type"], body))
-        code = channel.codes.pop(0) if channel.codes else 200
-        if code == 0:
-            channel.released.wait(60)
-            return
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def channel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Channel]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Channel()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.released.set()
-    server.shutdown()
-    server.server_close()
+    with listening() as server:
+        yield server
 
 
 def settings(url: str, **others: object) -> AlertsConfig:

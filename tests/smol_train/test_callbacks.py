@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import jobs
@@ -23,6 +24,16 @@ def test_lines_after_the_resumed_step_are_dropped_and_torn_ones_too(tmp_path: Pa
     assert not (tmp_path / "absent.jsonl").exists()
 
 
+def test_lines_of_steps_that_are_trained_again_are_kept_beside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for attempt in "ab":
+        with path.open("a") as file:
+            file.write("".join(json.dumps({"step": step, "attempt": attempt}) + "\n" for step in (1, 2, 3)))
+        keep_until(path, 0)
+    lost = [json.loads(line) for line in (tmp_path / "metrics_lost.jsonl").read_text().splitlines()]
+    assert [(line["attempt"], line["step"]) for line in lost] == [(a, step) for a in "ab" for step in (1, 2, 3)]
+
+
 def test_the_peak_is_the_configured_one_or_unknown_without_a_gpu() -> None:
     assert peak_tflops(torch.device("cpu"), None) is None
     assert peak_tflops(torch.device("cpu"), 0.5) == 0.5
@@ -37,6 +48,8 @@ def test_every_step_is_one_line_and_one_tensorboard_point(ranks: Ranks, override
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert [line["tokens"] for line in lines] == [512 * step for step in range(1, 11)]
     assert [line["stage"] for line in lines] == ["stable"] * 6 + ["decay"] * 4
+    times = [datetime.fromisoformat(line["time"]) for line in lines]
+    assert times == sorted(times) and times[0].tzinfo is not None
     assert [line["step"] for line in lines if "eval/loss/code" in line] == [5, 10]
     for line in lines:
         assert 0 <= line["perf/data_wait_share"] <= 1

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from save_jobs import note_upload
 
 from smol_train.checkpoint_folder import (
     MARKER,
@@ -14,6 +15,7 @@ from smol_train.checkpoint_folder import (
     TrainState,
     folder_name,
     listing_text,
+    note_path,
     read_listing,
     remove_old,
     remove_partial,
@@ -28,7 +30,7 @@ def make_run(run: Path, steps: list[int]) -> None:
     """Checkpoints of two files each, listed by their markers."""
     for step in steps:
         folder = run / folder_name(step)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "state.json").write_text(json.dumps(asdict(TrainState(step=step))))
         for name in ("__0_0.distcp", "common.pt"):
             (folder / name).write_bytes(f"{name} of step {step}".encode())
@@ -50,6 +52,22 @@ def test_the_newest_are_kept_and_milestones_and_pinned_ones_for_good(tmp_path: P
     assert kept(tmp_path) == [100, 200, 300, 350]
     assert [path.name for path in removed] == ["iter_0000050", "iter_0000250"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder_name(step) for step in (100, 200, 300, 350)]
+
+
+def test_with_uploads_none_goes_before_it_has_arrived_as_it_is_now(tmp_path: Path) -> None:
+    make_run(tmp_path, [1, 2, 3, 4, 5, 6])
+    for step in (1, 2, 3, 6):
+        note_upload(tmp_path / folder_name(step))
+    make_run(tmp_path, [2])  # saved again by a run that was rolled back: another one
+    (tmp_path / "iter_0000002" / MARKER).write_text(listing_text(2, {}))
+    (tmp_path / "iter_0000003" / "state.json").write_text(json.dumps(asdict(TrainState(step=3, rollbacks=1))))
+    note_path(tmp_path, 4).write_text('{"checkpoint": ')
+    remove_old(tmp_path, tmp_path / "iter_0000006", keep_last=1, keep_every_steps=None, only_uploaded=True)
+    assert kept(tmp_path) == [2, 3, 4, 5, 6]
+    for step in (2, 3, 4):
+        note_upload(tmp_path / folder_name(step))
+    remove_old(tmp_path, tmp_path / "iter_0000006", keep_last=1, keep_every_steps=4, only_uploaded=True)
+    assert kept(tmp_path) == [4, 5, 6], "5 has not arrived, 4 is a milestone"
 
 
 def test_a_checkpoint_of_a_later_step_does_not_push_out_the_one_just_saved(tmp_path: Path) -> None:

@@ -287,6 +287,12 @@ def test_a_checkpoint_holds_weights_and_three_states() -> None:
 # --- commands ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_uploads_keep_on_disk_is_said() -> None:
+    assert "uploaded to" not in render(plan(smollm3()), gpus_given=False)
+    text = render(plan(smollm3("checkpoint.upload=${BUCKET}/runs")), gpus_given=False)
+    assert "${BUCKET}/runs; one that has not arrived there stays on disk, whatever keep_last says" in text
+
+
 def test_dry_run_as_json_is_one_object_with_the_plan_and_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(SMOLLM3, ["train.seed=7"], as_json=True) == 0
     out, err = capsys.readouterr()

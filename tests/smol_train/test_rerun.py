@@ -9,7 +9,7 @@ import pytest
 from ranks import Ranks
 from spike_jobs import train_with_fault
 
-from smol_train.parallel import host_name
+from smol_train.launch import host_name
 
 SETTINGS = ["data.stages.0.steps=4", "data.stages.1.steps=4", "checkpoint.every_steps=2"]
 

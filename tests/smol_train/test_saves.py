@@ -103,3 +103,25 @@ def test_a_clock_that_goes_back_delays_no_save(ranks: Ranks, overrides: list[str
     settings = ["checkpoint.every_minutes=0.0001", "checkpoint.keep_last=99", "data.stages.0.steps=3", "data.stages.1.steps=4"]
     [saved] = ranks.run(save_jobs.train_while_the_clock_goes_back, 1, overrides=[*overrides, *settings])
     assert saved == [folder_name(step) for step in range(1, 8)], "six milliseconds are over after each step"
+
+
+def test_what_has_not_been_uploaded_stays_until_the_disk_is_full_and_goes_when_it_has_arrived(
+    ranks: Ranks, overrides: list[str]
+) -> None:
+    settings = [*overrides, "checkpoint.every_steps=1", "checkpoint.keep_last=1", "checkpoint.upload=s3://bucket/runs"]
+    [run] = ranks.run(save_jobs.train_while_uploads_lag, 1, overrides=settings, uploads={3: [1], 6: [2, 3], 8: [6, 7]}, fits=4)
+    assert run["kept"] == {
+        1: [1],
+        2: [1, 2],
+        3: [2, 3],  # the first has arrived
+        4: [2, 3, 4],
+        5: [2, 3, 4, 5],
+        6: [4, 5, 6],  # no room, until it was seen that two have arrived
+        7: [4, 5, 6, 7],
+        8: [4, 5, 8],
+        9: [4, 5, 8, 9],
+        10: [4, 5, 8, 9],
+    }
+    [full, *_] = [text for text in run["told"] if text.startswith("disk_low: ")]
+    assert "iter_0000010 is not saved" in full
+    assert "make room, or look at the upload job: 4 checkpoints are kept until they are uploaded" in full

@@ -1,6 +1,7 @@
 """The search over layouts: every answer is a run that plans, every refusal has its reason."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,12 @@ def test_a_named_gpu_replaces_the_assumed_utilisation(capsys: pytest.CaptureFixt
     assert main(["--config", SMOLLM3, "--gpus", "384", "--gpu", "h100", "--summary"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("384 x h100: ") and "11.14 T tokens in 24." in out
+    assert "waits for its upload" not in out
+    assert (
+        main(["--config", SMOLLM3, "--gpus", "384", "--gpu", "h100", "--summary", "--", "checkpoint.upload=s3://b/runs"]) == 0
+    )
+    disk = r"disk: \d+ checkpoints of (\S+ GiB) = .*, and \1 for each that waits for its upload; tokens"
+    assert re.search(disk, capsys.readouterr().out)
     assert main(["--config", SMOLLM3, "--summary"]) == 2
     assert "--summary has no --gpu" in capsys.readouterr().err
     assert main(["--config", SMOLLM3, "--memory", "60"]) == 2

@@ -1,0 +1,170 @@
+"""The evaluation of every checkpoint: one job each, submitted once, and what it found back in the run's TensorBoard by step.
+
+    python -m slurm.evaluations CONFIG [--watch] [--retry-failed] [section.key=value ...]       in a job: slurm/jobs/evaluate.sh
+
+    RUN/hf/step_N, exported  and  RUN/uploads/iter_N.json, where checkpoint.upload is set
+        --sbatch evaluate_step.sh--> RUN/evaluations/KEY.json --> RUN/evaluations.jsonl, RUN/tensorboard/evaluations
+
+KEY is the step and the beginning of the checkpoint's digest, since a run that rolled back saves steps anew. It is in the
+job's name too, so that Slurm can tell whether a job was submitted whose number is not noted (evaluation_jobs.py).
+
+A job waits for no other by --dependency, which an upload job that lasts as long as the run could not serve. It is submitted
+when export and upload are on disk, verified: so it depends on what they made, whoever made it, and holds no place in the
+queue before.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conversion import ConversionError, background
+from conversion.export_records import UNKNOWN, Records, export_name, step_of_export
+from conversion.service import Later, Stop, say, stop_signals
+from conversion.watching import read_lines, rounds, sole_worker, wait_for
+from slurm import scalars
+from slurm.evaluation_jobs import Evaluation, EvaluationJobs
+from smol_config import UserError, load
+from smol_train.checkpoint_folder import read_note, step_of, whole_checkpoints
+from smol_train.config import RunConfig
+from smol_train.exit_codes import REFUSED
+
+RESULTS_NAME = "evaluations.jsonl"
+NO_NUMBERS = 'no numbers; the command of SMOL_EVALUATE must write {"results": {NAME: NUMBER}}'
+
+
+class Evaluations:
+    """The one process that submits a run's evaluations and takes their results, and holds the lock for it."""
+
+    def __init__(self, run: Path, uploads: bool, every: float, stop: Stop) -> None:
+        self.run, self.uploads, self.every, self.stop = run, uploads, every, stop
+        self.jobs = EvaluationJobs(run)
+        self.later = Later(every)
+        self.results: dict[int, dict[str, float]] = {line.pop("step"): line for line in read_lines(run / RESULTS_NAME)}
+        """By step, as far as they have been taken."""
+
+    def work(self, once: bool) -> None:
+        """Until the run is done and all its checkpoints are evaluated, or once what is due now; raises ConversionError at the
+        end when some are not."""
+        say(f"evaluating the checkpoints of {self.run} as they are exported{' and uploaded' if self.uploads else ''}")
+        try:
+            for _ in rounds(self.run, self.every, once, self._waiting, self.stop):
+                self._round()
+        except background.Stopped:
+            say("stopped")
+            return
+        if failed := self.jobs.failed():
+            raise ConversionError(f"{len(failed)} not evaluated: {'; '.join(failed)}; --retry-failed tries it again")
+        if not once:
+            say("all checkpoints are evaluated")
+
+    def _round(self) -> None:
+        evaluations = due(self.run, self.uploads)
+        self.jobs.update(evaluations)
+        self._take_results(evaluations)
+        if self.later.is_due("sbatch"):
+            for evaluation in evaluations:
+                if self.jobs.is_to_be_submitted(evaluation) and not self._submit(evaluation):
+                    break
+
+    def _submit(self, evaluation: Evaluation) -> bool:
+        """Whether to go on with the next one."""
+        try:
+            job = self.jobs.submit(evaluation)
+        except ConversionError as error:
+            self.later.put_off("sbatch", f"the evaluation of {evaluation.model} is not submitted: {error}")
+            return False
+        self.later.done("sbatch")
+        say(f"job {job} evaluates {evaluation.model}")
+        return True
+
+    def _take_results(self, evaluations: Sequence[Evaluation]) -> None:
+        """Those that came since the last look. First to TensorBoard, where each is written once, then to the file that says
+        which were taken: a kill in between does not matter."""
+        found = {one.step: read_result(one.result) for one in evaluations if one.result.exists()}
+        came = {step: numbers for step, numbers in found.items() if self.results.get(step) != numbers}
+        if not came:
+            return
+        self.results |= came
+        scalars.add_missing(self.run / "tensorboard" / "evaluations", self.results)
+        lines = [json.dumps({"step": step, **self.results[step]}) + "\n" for step in sorted(self.results)]
+        path = self.run / RESULTS_NAME
+        path.with_suffix(".partial").write_text("".join(lines), encoding="utf8")
+        path.with_suffix(".partial").rename(path)
+        for step, numbers in sorted(came.items()):
+            told = ", ".join(f"{name} {value:.5g}" for name, value in sorted(numbers.items()))
+            say(f"step {step}: {told or NO_NUMBERS}")
+
+    def _waiting(self) -> list[str]:
+        """What the run's end is waited out for."""
+        exports = Records(self.run / "hf").exports
+        evaluations = {one.step: one for one in due(self.run, self.uploads)}
+        steps = {step_of(path) for path in whole_checkpoints(self.run)} | evaluations.keys()
+        failed = {step for step, export in exports.items() if export.failed}
+        return [
+            export_name(step)
+            for step in sorted(steps - failed)
+            if step not in evaluations or not self.jobs.is_over(evaluations[step])
+        ]
+
+
+def due(run: Path, uploads: bool) -> list[Evaluation]:
+    """What is exported, and uploaded where that is asked for; oldest first."""
+    exports, found = Records(run / "hf").exports, []
+    for folder in sorted((run / "hf").glob("step_*"), key=step_of_export):
+        step = step_of_export(folder)
+        export = exports.get(step)
+        if folder.name != export_name(step) or (export and export.failed):
+            continue
+        digest, note = export.checkpoint if export else UNKNOWN, read_note(run, step)
+        if not uploads or (note and digest in (UNKNOWN, note.checkpoint)):
+            found.append(Evaluation(run, step, digest))
+    return found
+
+
+def read_result(path: Path) -> dict[str, float]:
+    """The finite numbers of {"results": {NAME: NUMBER}}; empty where the file holds something else."""
+    try:
+        results = json.loads(path.read_text(encoding="utf8"))["results"]
+        return {str(name): float(value) for name, value in results.items() if value is not None and math.isfinite(value)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = load(RunConfig, options.config, options.overrides)
+    run = Path(config.train.output_dir).absolute()
+    with stop_signals() as stop:
+        if run.exists() or (options.watch and wait_for(run, options.every, stop)):
+            with sole_worker(run / "slurm" / "evaluations.lock", "somebody who evaluates"):
+                evaluations = Evaluations(run, config.checkpoint.upload is not None, options.every, stop)
+                if options.retry_failed:
+                    evaluations.jobs.forget_failures()
+                evaluations.work(once=not options.watch)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.evaluations", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--watch", action="store_true", help="go on until the run is done; without it: what is due now")
+    parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between two looks (default 60)")
+    parser.add_argument("--retry-failed", action="store_true", help="submit again what failed, once")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED if "SLURM_JOB_ID" in os.environ else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
