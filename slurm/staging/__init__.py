@@ -1,4 +1,4 @@
-"""Datasets on the nodes' own disks before the ranks start: one srun task a node, which all end together.
+"""Datasets on the nodes' own disks before the ranks start: one srun task a node, which all end together (docs/staging.md).
 
     srun --ntasks-per-node=1 python -m slurm.staging --config C.yaml --run RUN --out DIR
 
@@ -13,7 +13,7 @@
 What a node's folder holds (SMOL_LOCAL_DATA; names are those below DATA_ROOT):
 
     NAME/manifest.json       the dataset is whole; written last
-    NAME/staged.json         it was verified here, byte for byte; whether this program made the folder
-    NAME/FILE.partial        on its way; a call after a kill goes on where it stopped
+    NAME/staged.json         its files were verified here, byte for byte; whether this program made the folder
+    NAME/.partial/FILE       on its way; a call after a kill goes on where it stopped
     NAME -> SOURCE/NAME      a link: not needed soon, so it stays where it is
 """

@@ -1,7 +1,8 @@
 """The folder on a node's own disk: what is there, what is missing, room for it, and the marks of what was done."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+import shutil
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from smol_data.manifest import MANIFEST_NAME, FileEntry, Manifest, sha256_of_fil
 from smol_train.checkpoint_folder import free_bytes
 
 MARK = "staged.json"
+PARTIAL = ".partial"
 THREADS = 8
 """Files hashed or copied at a time."""
 ROOM = 1.02
@@ -24,9 +26,7 @@ class Mark:
     """What staged.json says of its folder."""
 
     digest: str
-    """Of the manifest by which the files were verified."""
-    whole: bool
-    """All of them; False: files that have their names are right, others may be missing."""
+    """Of the manifest by which files were verified: those that have their names are right, others may be missing."""
     made: bool
     """This program made the folder, so it may remove it."""
 
@@ -49,6 +49,10 @@ class Disk:
         path = self.root / name
         return path.exists() and not path.is_symlink()
 
+    def is_whole(self, name: str) -> bool:
+        """Whether the dataset was finished here; its files are not looked at."""
+        return self.holds(name) and self.mark(name) is not None and (self.root / name / MANIFEST_NAME).exists()
+
     def missing(self, name: str, manifest: Manifest, thorough: bool = False) -> list[FileEntry]:
         """The dataset's files that are not there as the manifest says. Bytes are read where the mark does not say that this was
         done, and always if `thorough`; otherwise only sizes are compared."""
@@ -66,85 +70,78 @@ class Disk:
         with ThreadPoolExecutor(THREADS) as threads:
             return [entry for entry, fine in zip(manifest.files, threads.map(right, manifest.files), strict=True) if not fine]
 
-    def is_whole(self, name: str, manifest: Manifest) -> bool:
-        """Whether the marks say so; the files are not looked at."""
-        mark = self.mark(name)
-        return (
-            mark is not None and mark.whole and mark.digest == manifest.digest and (self.root / name / MANIFEST_NAME).exists()
-        )
+    def partial(self, name: str, entry: FileEntry) -> Path:
+        """Where a file lies until it is known to be right."""
+        return self.root / name / PARTIAL / entry.name
 
     def bytes_to_come(self, name: str, missing: Iterable[FileEntry]) -> int:
         """Of these files, less what has come of them."""
         partials = [(self.partial(name, entry), entry.bytes) for entry in missing]
         return sum(size - min(size, path.stat().st_size if path.exists() else 0) for path, size in partials)
 
-    def partial(self, name: str, entry: FileEntry) -> Path:
-        return self.root / name / f"{entry.name}.partial"
-
     # --- changes -----------------------------------------------------------------------------------------------------------
 
     def make_room(self, size: int, keep: Collection[str], why: str) -> list[str]:
-        """Make sure that `size` bytes can be written; returns the datasets that were removed for it: such as this program
-        copied and nobody of `keep` is. Raises StagingError, having removed nothing, where that is not enough."""
+        """Make sure that `size` bytes can be written; returns the datasets that were removed for it: the oldest that this
+        program copied and that are not of `keep`. Raises StagingError, having removed nothing, where that is not enough."""
         needed, free = int(size * ROOM), free_bytes(self.root)
-        old = [mark.parent for mark in self.root.rglob(MARK) if self._removable(mark.parent, keep)]
-        old.sort(key=lambda folder: (folder / MARK).stat().st_mtime)
-        sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in old}
+        sizes = {name: size for name, size in self._own_datasets() if name not in keep}
         if needed > (room := free + sum(sizes.values())):
             raise StagingError(
                 f"{self.root} has room for {naturalsize(room)}, but {why} need {naturalsize(needed)} more; free space there, or "
                 f"name a larger disk in SMOL_LOCAL_DATA"
             )
         removed = []
-        for folder in old:
+        for name, size in sizes.items():
             if needed <= free:
                 break
-            free += sizes[folder]
-            removed.append(str(folder.relative_to(self.root)))
-            # Not whole from the first moment on, and known as this program's up to the last.
-            for path in sorted(folder.iterdir(), key=lambda path: (path.name != MANIFEST_NAME, path.name == MARK)):
-                path.unlink()
-            folder.rmdir()
+            free += size
+            removed.append(name)
+            (self.root / name / MANIFEST_NAME).unlink(missing_ok=True)  # not whole from the first moment on
+            shutil.rmtree(self.root / name)
         return removed
 
-    def _removable(self, folder: Path, keep: Collection[str]) -> bool:
-        name = str(folder.relative_to(self.root))
-        mark = self.mark(name)
-        return mark is not None and mark.made and name not in keep
+    def _own_datasets(self) -> list[tuple[str, int]]:
+        """Name and bytes of what this program made, the oldest first."""
+        marks = sorted(self.root.rglob(MARK), key=lambda path: path.stat().st_mtime)
+        names = [str(path.parent.relative_to(self.root)) for path in marks]
+        return [
+            (name, sum(path.stat().st_size for path in (self.root / name).rglob("*") if path.is_file()))
+            for name in names
+            if (mark := self.mark(name)) and mark.made
+        ]
 
-    def begin(self, name: str, manifest: Manifest, missing: Sequence[FileEntry]) -> None:
+    def begin(self, name: str, manifest: Manifest, missing: Collection[FileEntry]) -> None:
         """Get the folder ready for files to come: no longer whole, nothing wrong in it."""
         folder, mark = self.root / name, self.mark(name)
         self._clear_way(folder)
         made = not folder.exists() or (mark is not None and mark.made)
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PARTIAL).mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         for entry in missing:
             (folder / entry.name).unlink(missing_ok=True)
-        self._write_mark(folder, Mark(manifest.digest, whole=False, made=made))
+        for path in {*(folder / PARTIAL).iterdir()} - {self.partial(name, entry) for entry in missing}:
+            path.unlink()  # as an s5cmd leaves that was killed
+        self._write_mark(folder, Mark(manifest.digest, made))
 
     def finish(self, name: str, manifest: Manifest) -> None:
         """All files of the dataset are there and right."""
-        folder, mark = self.root / name, self.mark(name)
-        manifest.write(folder)
-        self._write_mark(folder, Mark(manifest.digest, whole=True, made=mark is not None and mark.made))
+        shutil.rmtree(self.root / name / PARTIAL)
+        manifest.write(self.root / name)
 
     def link(self, name: str, target: Path) -> None:
         """Have the name stand for a folder elsewhere."""
         path = self.root / name
-        if path.is_symlink() and path.readlink() == target:
-            return
-        self._clear_way(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(target)
+        if not path.is_symlink() or path.readlink() != target:
+            self._clear_way(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(target)
 
     def _clear_way(self, path: Path) -> None:
-        """Take away a link of this name; nothing may be written through one."""
-        for parent in path.parents[: len(path.relative_to(self.root).parts) - 1]:
-            if parent.is_symlink():
-                raise StagingError(f"{parent} is a link, but {path.name} is to be copied into it; remove the link")
-        if path.is_symlink():
-            path.unlink()
+        """Take away links on the way to this name, as an earlier configuration left them: nothing is written through one."""
+        for part in (path, *path.parents):
+            if part != self.root and part.is_relative_to(self.root) and part.is_symlink():
+                part.unlink()
 
     def _write_mark(self, folder: Path, mark: Mark) -> None:
         partial = folder / f"{MARK}.partial"

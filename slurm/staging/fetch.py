@@ -1,21 +1,16 @@
 """Brings missing files to the disk, several at a time; none gets its name before its size and SHA-256 are right."""
 
 import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Event
 
 from slurm.staging.disk import THREADS, Disk
 from slurm.staging.needs import StagingError
 from slurm.staging.peers import Step
-from slurm.staging.sources import Silent, Source
+from slurm.staging.sources import Patience, Source
 from smol_console import Progress
 from smol_data.manifest import FileEntry, Manifest, sha256_of_file
-
-DELAYS = (5.0, 10.0, 20.0, 40.0, *[60.0] * 12)
-"""Seconds before each further attempt at a source that does not answer: 13 minutes, besides what s5cmd waits itself."""
 
 File = tuple[str, FileEntry]
 """Of a dataset: its name, and the file's entry in its manifest."""
@@ -27,8 +22,7 @@ class Fetcher:
     def __init__(self, disk: Disk, source: Source, step: Step) -> None:
         self._disk, self._source, self._step = disk, source, step
         self._peers = step.peers()
-        self._stopped = Event()
-        self._attempts_told: set[int] = set()
+        self._patience = Patience(step.say)
         self.read = Counter[str]()
         """Files by where they came from: a node, or the source's place."""
 
@@ -55,42 +49,32 @@ class Fetcher:
                     if not left[name]:
                         self._disk.finish(name, manifests[name])
             except BaseException:
-                self._stopped.set()
+                self._patience.end()
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def _fetch(self, file: File) -> None:
         """From the first place that has the right bytes; patiently, where the source does not answer."""
-        (name, entry), faults = file, 0
+        name, entry = file
         partial = self._disk.partial(name, entry)
         if partial.exists() and partial.stat().st_size > entry.bytes:
             partial.unlink()
-        for attempt, delay in enumerate((*DELAYS, None), 1):
-            if self._from_peers(file):
-                return
-            try:
-                while faults < 2:  # the beginning may have been another's
-                    self._source.copy(name, entry, partial)
-                    if self._accept(file, self._source.place):
-                        return
-                    faults += 1
-            except Silent as error:
-                if delay is None or self._stopped.is_set():
-                    raise
-                if attempt not in self._attempts_told:  # once for all files that are under way
-                    self._attempts_told.add(attempt)
-                    self._step.say(f"{error}; next attempt in {delay:.0f} s")
-                time.sleep(delay)
-                continue
-            raise StagingError(
-                f"{self._source.place}/{name}/{entry.name} is not what its manifest says ({entry.bytes} bytes with SHA-256 "
-                f"{entry.sha256}); copy the dataset there again"
-            )
+        self._patience.with_(lambda: self._from_peers(file) or self._from_source(file))
 
     def _from_peers(self, file: File) -> bool:
         name, entry = file
-        return any(
-            peer.copy(name, entry, self._disk.partial(name, entry)) and self._accept(file, peer.node) for peer in self._peers
+        partial = self._disk.partial(name, entry)
+        return any(peer.copy(name, entry, partial) and self._accept(file, peer.node) for peer in self._peers)
+
+    def _from_source(self, file: File) -> bool:
+        name, entry = file
+        for _ in range(2):  # the beginning may have been another place's
+            self._source.copy(name, entry, self._disk.partial(name, entry))
+            if self._accept(file, self._source.place):
+                return True
+        raise StagingError(
+            f"{self._source.place}/{name}/{entry.name} is not what its manifest says ({entry.bytes} bytes with SHA-256 "
+            f"{entry.sha256}); copy the dataset there again"
         )
 
     def _accept(self, file: File, place: str) -> bool:
@@ -102,6 +86,6 @@ class Fetcher:
             return False
         with partial.open("rb") as written:  # a node that loses power must not keep the name without the bytes
             os.fsync(written.fileno())
-        partial.rename(partial.with_name(entry.name))
+        partial.rename(self._disk.root / name / entry.name)
         self.read[place] += 1
         return True

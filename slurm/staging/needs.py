@@ -31,10 +31,9 @@ class Needs:
     """Datasets of the stage in progress and of the one after it, and held-out sets."""
     later: list[str]
     """Other datasets that the loader opens."""
-    past: list[str]
-    """Datasets of finished stages, of which only a run that goes back to an old checkpoint would read."""
-    others: list[str]
-    """What else the configuration names below DATA_ROOT, such as a tokenizer."""
+    rest: list[str]
+    """What else the configuration names below DATA_ROOT: datasets of finished stages, which only a run that goes back to an old
+    checkpoint would read, tokenizers and the like."""
     elsewhere: list[str]
     """Folders of datasets that do not lie below DATA_ROOT, and so stay where they are."""
 
@@ -61,8 +60,7 @@ def find_needs(config: RunConfig, run: Path, data_root: Path) -> Needs:
     return Needs(
         soon=sorted(copied),
         later=sorted(later),
-        past=sorted(datasets - copied - later),
-        others=sorted(others),
+        rest=sorted(others | (datasets - copied - later)),
         elsewhere=sorted(folder for key, folder in folders.items() if key not in names),
     )
 

@@ -26,6 +26,7 @@ from socketserver import ThreadingTCPServer
 from threading import Thread
 from urllib.parse import quote, unquote
 
+from slurm.staging.disk import PARTIAL
 from slurm.staging.sources import BLOCK
 from smol_data.manifest import FileEntry
 
@@ -140,6 +141,9 @@ class _Server(ThreadingTCPServer):
         self.root, self.token = root, token
         super().__init__(("", 0), _Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """The other side went away; it asks elsewhere."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
@@ -167,25 +171,19 @@ class _Handler(BaseHTTPRequestHandler):
         """The file that is asked for, if it may be given. Files behind links lie on other disks: let others read them there."""
         path = self.server.root / unquote(self.path).lstrip("/")
         inside = path.resolve().is_relative_to(self.server.root.resolve())
-        return path if inside and path.is_file() and path.suffix != ".partial" else None
+        return path if inside and path.is_file() and path.parent.name != PARTIAL else None
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except OSError as error:  # the other side went away
-            self.log_error("%s", error)
-
 
 def address_of(node: str) -> str:
-    """Where a node can be reached: names of nodes do not resolve everywhere, so Slurm is asked."""
+    """Where a node can be reached: names of nodes do not resolve everywhere, so Slurm is asked; where it is not at hand, as in
+    a container, the name must do."""
+    command = ["scontrol", "show", "node", node, "--oneliner"]
     try:
-        command = ["scontrol", "show", "node", node, "--oneliner"]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError) as error:  # as in a container without Slurm's commands
-        print(f"{node}: scontrol does not tell its address ({error}); going by its name", file=sys.stderr)
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
         return node
     found = re.search(r"\bNodeAddr=(\S+)", shown)
     return found[1] if found else node

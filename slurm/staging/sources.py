@@ -1,12 +1,14 @@
 """Where datasets come from: a folder that all nodes see, or a prefix of S3.
 
-A source copies one file at a time into a .partial file that may already hold the beginning of it; whether the bytes are the
-right ones is for fetch.py to find out.
+A source copies one file at a time to a path that may already hold the beginning of it; whether the bytes are the right ones
+is for fetch.py to find out.
 """
 
-from io import FileIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from threading import Event
+from typing import Protocol, TypeVar
 
 from slurm.staging.needs import StagingError
 from smol_config import UserError
@@ -14,10 +16,41 @@ from smol_data.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifes
 
 BLOCK = 2**24
 """Bytes read at a time: large enough for parallel file systems, small enough to stop soon."""
+DELAYS = (5.0, 10.0, 20.0, 40.0, *[60.0] * 12)
+"""Seconds before each further attempt at a source that does not answer: 13 minutes, besides what s5cmd waits itself."""
+
+Result = TypeVar("Result")
 
 
 class Silent(UserError):
     """A source that does not answer now; the same call may succeed later."""
+
+
+class Patience:
+    """Attempts that go on while a source is silent, of several threads at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._ended = Event()
+        self._told = set[int]()
+
+    def with_(self, attempt: Callable[[], Result]) -> Result:
+        """What the attempt returns; raises Silent after the last one."""
+        for number, delay in enumerate(DELAYS):
+            try:
+                return attempt()
+            except Silent as error:
+                if self._ended.is_set():
+                    raise
+                if number not in self._told:  # once for all threads
+                    self._told.add(number)
+                    self.say(f"{error}; next attempt in {delay:.0f} s")
+                self._ended.wait(delay)
+        return attempt()
+
+    def end(self) -> None:
+        """No further attempts."""
+        self._ended.set()
 
 
 class Source(Protocol):
@@ -41,33 +74,34 @@ class Folder:
 
     def manifest(self, name: str) -> Manifest:
         path = self.root / name / MANIFEST_NAME
-        try:
-            return parse_manifest(path.read_text(encoding="utf8"), str(path))
-        except OSError as error:
-            raise _unread(path, error) from error
+        with _reading(path):
+            text = path.read_text(encoding="utf8", errors="replace")
+        return parse_manifest(text, str(path))
 
     def copy(self, name: str, entry: FileEntry, partial: Path) -> None:
         path = self.root / name / entry.name
-        try:
+        with _reading(path):
             source = path.open("rb", buffering=0)
-        except OSError as error:
-            raise _unread(path, error) from error
         with source, partial.open("ab") as target:
             source.seek(target.tell())
-            while block := self._read(source, path):
+            while True:
+                with _reading(path):
+                    block = source.read(BLOCK)
+                if not block:
+                    return
                 target.write(block)
 
-    def _read(self, source: FileIO, path: Path) -> bytes:
-        try:
-            return source.read(BLOCK) or b""
-        except OSError as error:
-            raise _unread(path, error) from error
 
-
-def _unread(path: Path, error: OSError) -> UserError:
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
-        return StagingError(f"{path} cannot be read ({error.strerror}); mend SMOL_DATA_SOURCE, or put the dataset there")
-    return Silent(f"{path} cannot be read ({error.strerror})")
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of the source, which those of the node's own disk must not be taken for."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        why = f"{path} cannot be read ({error.strerror}); mend SMOL_DATA_SOURCE, or put the dataset there"
+        raise StagingError(why) from error
+    except OSError as error:
+        raise Silent(f"{path} cannot be read ({error.strerror})") from error
 
 
 class S3:
@@ -75,29 +109,32 @@ class S3:
 
     def __init__(self, url: str) -> None:
         # Imported here: clusters without S3 need no s5cmd.
-        from conversion import Unreachable
         from conversion.upload.s5cmd import S5cmd
 
-        self._objects, self._unreachable = S5cmd(url), Unreachable
-        self.place = self._objects.url
+        self._open = S5cmd
+        self.place = S5cmd(url).url
 
     def manifest(self, name: str) -> Manifest:
         where = f"{self.place}/{name}/{MANIFEST_NAME}"
-        try:
-            content = self._objects.read(f"{name}/{MANIFEST_NAME}")
-        except self._unreachable as error:
-            raise Silent(str(error)) from error
+        with _asking_s3():
+            content = self._open(f"{self.place}/{name}").read(MANIFEST_NAME)
         if content is None:
             raise StagingError(f"{where} is not there; mend SMOL_DATA_SOURCE, or copy the dataset there")
         return parse_manifest(content.decode(errors="replace"), where)
 
     def copy(self, name: str, entry: FileEntry, partial: Path) -> None:
-        for left in partial.parent.glob(f"{partial.name}[0-9]*"):  # by an s5cmd that was killed
-            left.unlink()
-        try:
-            self._objects.fetch(f"{name}/{entry.name}", partial, entry.bytes)
-        except self._unreachable as error:
-            raise Silent(str(error)) from error
+        with _asking_s3():
+            self._open(f"{self.place}/{name}").fetch({entry.name: entry.bytes}, partial.parent)
+
+
+@contextmanager
+def _asking_s3() -> Iterator[None]:
+    from conversion import Unreachable
+
+    try:
+        yield
+    except Unreachable as error:
+        raise Silent(str(error)) from error
 
 
 def open_source(text: str) -> Folder | S3:
