@@ -56,6 +56,14 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def fake_program(folder: Path, name: str, body: str) -> None:
+    """A script in FOLDER/bin that stands in for a tool."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + PATIENCE_SECONDS
