@@ -4,10 +4,10 @@
 # checks of every node  ->  where all passed, all-reduces of all ranks  ->  "ok", "bad n2,n5" or "stop" (docs/preflight.md)
 set -euo pipefail
 
-# preflight [LIMITS]: prints that line; what was found goes to the log and to RUN/slurm/preflight/JOB-RESTART. LIMITS is a file as
+# preflight LIMITS: prints that line; what was found goes to the log and to RUN/slurm/preflight/JOB-RESTART. LIMITS is a file as
 # SMOL_PREFLIGHT names it. MASTER_ADDR and MASTER_PORT must be set.
 preflight() {
-  local limits=${1:-$SMOL_PREFLIGHT} out nodes line
+  local limits=$1 out nodes line
   [[ $limits == /* ]] || limits=$SMOL_CODE/$limits # of the copy of the code
   out=$SMOL_RUN/slurm/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
   nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)

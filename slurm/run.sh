@@ -3,12 +3,13 @@
 #
 #   sbatch OPTIONS slurm/run.sh RUN CODE JOB        by submit.sh: the run's folder, the copy of the code, a file of slurm/jobs/
 #
-# begin: may it start (starts.py)?  ->  one srun task a rank (rank.sh)  ->  end: done, stop, or again
+# begin: may it start (starts.py)?  ->  are the nodes fit (preflight.sh)?  ->  one srun task a rank (rank.sh)  ->
+# end: done, stop, or again
 #
 #   exit code 0     done
 #   93              not started again: the ranks refused or RUN/stop was there, no progress, started too often
-#   85, a crash     started again: this job back into the queue (scontrol requeue), or its successor, or, without a node on which
-#                   a device is suspected, a new job
+#   85, a crash     started again: this job back into the queue (scontrol requeue), or its successor, or, without a node that is not
+#                   fit or on which a device is suspected, a new job
 #
 # Slurm itself starts a job again only when a node dies or an operator requeues it. All that this script does, it says in the log.
 #SBATCH --open-mode=append       # a start after a requeue goes on in the same log, and does not wipe it
@@ -27,8 +28,12 @@ export PYTHONPATH=$SMOL_CODE PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 
 # shellcheck source=slurm/lib.sh
 source "$SMOL_CODE/slurm/lib.sh"
+# shellcheck source=slurm/preflight.sh
+source "$SMOL_CODE/slurm/preflight.sh"
 
 asked=""       # why the ranks were asked to save and end
+bad=""         # nodes that failed the preflight
+code=85        # what the ranks ended with; asked to end before they began, they had nothing to save
 srun=""        # its process, while ranks run
 successor=""   # of a chain: the job that waits for this one's end
 
@@ -102,12 +107,25 @@ start_timers() {
   signal_after "$((seconds - SMOL_SAVE_SECONDS / 5))" USR2
 }
 
+# --- the nodes -------------------------------------------------------------------------------------------------------------
+
+# Whether ranks may start on them; else sets code, and bad where other nodes would do.
+nodes_are_fit() {
+  local verdict
+  [[ $job_trains == yes && -n ${SMOL_PREFLIGHT:-} ]] || return 0
+  verdict=$(preflight "$SMOL_PREFLIGHT")
+  case $verdict in
+    ok) ;;
+    bad\ *) bad=${verdict#bad } && return 1 ;;
+    *) code=93 && return 1 ;;
+  esac
+}
+
 # --- the ranks -------------------------------------------------------------------------------------------------------------
 
 # Sets code: what the ranks ended with.
 run_ranks() {
   set_launcher
-  [[ $job_drives == no ]] || launcher=()
   mkdir -p "$SMOL_ENDS"
   rm -f "$SMOL_ENDS"/*
   "${launcher[@]}" "${job_command[@]}" "$@" &
@@ -132,6 +150,8 @@ find_reason() {
     reason="done"
   elif [[ $code == 93 ]]; then
     reason=stopped
+  elif [[ -n $bad ]]; then
+    reason="bad node"
   elif [[ $(job_field JobState) != RUNNING ]]; then
     reason=ended # by Slurm: scancel, a lost node, an operator; which of them it does not tell while the job is being cleaned up
   elif [[ $(job_field PreemptTime) == 20* ]]; then
@@ -185,6 +205,11 @@ start_again() {
       log "job $replacement takes over, without $exclude"
       return
     fi
+    if [[ -n $bad ]]; then
+      log "without $exclude there are not enough nodes; not started again: mend $bad, or ask for fewer nodes, and submit again"
+      next=stop
+      return
+    fi
     log "without $exclude there are not enough nodes; it is started again on any"
   fi
   if [[ -n $successor ]]; then
@@ -210,15 +235,13 @@ start_timers
 [[ $job_trains == no ]] || set_rendezvous
 record_environment
 
-if [[ -z $asked ]]; then
+if [[ -z $asked ]] && nodes_are_fit && [[ -z $asked ]]; then
   run_ranks "${arguments[@]}"
-else
-  code=85 # asked to end before there was anything to save
 fi
 kill "${timers[@]}" 2>/dev/null || true
 find_reason
 log "the ranks ended with $code ($reason)"
-if noted=$(starts end --code "$code" --reason "$reason"); then
+if noted=$(starts end --code "$code" --reason "$reason" --bad "$bad"); then
   outcome=$noted
 else
   log "the end could not be noted; going by the exit code"
@@ -229,10 +252,14 @@ else
   esac
 fi
 read -r next exclude <<<"$outcome"
+[[ $next != again ]] || start_again "$exclude" # or finds that it cannot
 case $next in
-  again) start_again "$exclude" ;;
-  done | stop) drop_successor ;;
+  again) ;;
+  "done") drop_successor ;;
+  stop)
+    code=93
+    drop_successor
+    ;;
   leave) ;; # requeueing a job that was cancelled would bring it back to life
 esac
-[[ $next != stop ]] || code=93
 exit "$code"

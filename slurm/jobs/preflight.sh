@@ -3,8 +3,6 @@
 #   bash slurm/submit.sh preflight C.yaml -- configs/preflight/h100_thorough.yaml
 set -euo pipefail
 
-# shellcheck source=slurm/preflight.sh
-source "$SMOL_CODE/slurm/preflight.sh"
 [[ -n ${SMOL_PREFLIGHT:-} ]] || die 2 "SMOL_PREFLIGHT is empty; name a file of configs/preflight in slurm/env.sh"
 
 # In place of run.sh's: the steps are sruns of their own, and whatever they find, the job is not started again.
@@ -12,7 +10,7 @@ source "$SMOL_CODE/slurm/preflight.sh"
 run_ranks() {
   local line
   set_rendezvous
-  line=$(preflight "$@")
+  line=$(preflight "${1:-$SMOL_PREFLIGHT}")
   code=0
   [[ $line == ok ]] || code=93
 }

@@ -44,6 +44,8 @@ class Alerts(Callback):
         self.url = config.webhook.get_secret_value() if config.webhook else None
         self.try_seconds, self.drain_seconds = try_seconds, drain_seconds
         self.waiting: queue.Queue[str] = queue.Queue(WAITING)
+        self.dropped = 0
+        """Messages that could not be delivered."""
         self.poster = threading.Thread(target=self._post_for_ever, name="alerts", daemon=True)
 
     def __enter__(self) -> "Alerts":
@@ -71,6 +73,7 @@ class Alerts(Callback):
             try:
                 self.waiting.put_nowait(f"{self.run.name} on {socket.gethostname()}: {event}: {text}")
             except queue.Full:
+                self.dropped += 1
                 logger.warning("alert dropped, %d wait already: %s: %s", WAITING, event, text)
 
     def drain(self) -> None:
@@ -118,4 +121,5 @@ class Alerts(Callback):
             except Exception as error:  # whatever a network does: a run does not end for it
                 # Only the kind: the text of some errors holds the URL, and with it the channel's secret.
                 reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
+        self.dropped += 1
         logger.warning("alert dropped after %d tries (%s): %s", TRIES, reason, text)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, Submitter
+from slurm_cluster import Cluster, Submitter, wait_until
 from tiny_runs import tiny_overrides
 
 LIMITS = """# Of a test.
@@ -52,6 +52,40 @@ def test_a_node_whose_dcgmi_fails_is_named(cluster: Cluster, preflight: Submitte
     told = {one["check"]: one["verdict"] for one in results(preflight, "n1")}
     assert told["dcgm"] == told["data"] == told["layout"] == told["scratch"] == "ok" and told["gemm"] == "skipped"
     assert "all-reduce" not in log, "ranks would hang on a sick node"
+
+
+def test_a_training_job_leaves_a_bad_node_out_and_the_spare_takes_its_place(
+    cluster: Cluster, preflight: Submitter, tmp_path: Path
+) -> None:
+    fake(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n1 ]] || exit 226")
+    preflight.settings["SMOL_NODES"] = "2"
+    preflight.overrides[-1] = "train.global_batch_size=8"
+    first = preflight.job("standin", "work")
+    wait_until(lambda: len(preflight.ranks()) == 2, "the ranks do not start")
+    (preflight.run / "finish").touch()
+    assert cluster.wait_for_state(first, "COMPLETED", "FAILED") == "FAILED", "another job has taken over"
+    wait_until(lambda: not cluster.jobs(), "the other job does not end")
+    starts = [json.loads(line) for line in (preflight.run / "slurm" / "starts.jsonl").read_text().splitlines()]
+    assert [line["nodes"] for line in starts if line["event"] == "start"] == [["n1", "n2"], ["n2", "n3"]]
+    assert [(line["reason"], line["bad"]) for line in starts if line["event"] == "end"] == [("bad node", ["n1"]), ("done", [])]
+    assert sorted(node for _, node, *_ in preflight.ranks()) == ["n2", "n3"], "none began on the bad node"
+
+
+def test_where_nothing_is_left_for_a_bad_node_the_job_ends(cluster: Cluster, preflight: Submitter, tmp_path: Path) -> None:
+    fake(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n2 ]] || exit 226")
+    job = preflight.job("standin", "work")
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED"
+    assert cluster.field(job, "ExitCode") == "93:0"
+    assert "without n2 there are not enough nodes; not started again: mend n2, or ask for fewer nodes" in preflight.log()
+    assert not preflight.ranks()
+
+
+def test_a_fault_that_is_no_nodes_stops_a_training_job(cluster: Cluster, preflight: Submitter, tmp_path: Path) -> None:
+    preflight.overrides.append(f"data.datasets.docs={tmp_path / 'nowhere'}")
+    job = preflight.job("standin", "work")
+    assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED"
+    assert cluster.field(job, "ExitCode") == "93:0"
+    assert "preflight: stop\n" in preflight.log() and not preflight.ranks()
 
 
 def test_healthy_nodes_are_measured_together(cluster: Cluster, preflight: Submitter) -> None:
