@@ -140,6 +140,17 @@ def test_the_last_interruption_waits_for_its_start(story: Story) -> None:
     assert (one.started_again, one.made_up, one.recover_seconds) == (None, None, None)
 
 
+def test_a_run_that_was_done_and_is_continued_was_not_interrupted(story: Story) -> None:
+    story.start(0)
+    story.steps(11, 1, 50)
+    story.end(62, "done", "done")
+    story.start(9000, checkpoint=50)
+    story.steps(9011, 51, 60)
+    story.end(9020, "done", "done")
+    assert not told(story)
+    assert spent_until(story, 9999).total == 62 + 20
+
+
 def test_saves_between_steps_and_a_rollback_do_not_count(story: Story) -> None:
     story.start(0)
     story.steps(11, 1, 20)
@@ -161,7 +172,7 @@ def test_gpu_hours_are_added_up_by_purpose_and_other_jobs_are_no_attempts(story:
     submission(story.run, "c", "pretrain", "h100:8")
     submission(story.run, "d", "pretrain", "4", "debugging")
     submission(story.run, "e", "export", "")
-    submission(story.run, "f", "evaluate", "1", "ablation")
+    submission(story.run, "f", "preflight", "1", "ablation")
     story.start(0)
     story.chain = "e"
     story.start(10)
