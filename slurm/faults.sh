@@ -9,8 +9,8 @@
 #   fill-disk RUN --undo                    ends that, or removes the file that a killed one left
 #   corrupt-latest RUN                      one byte of the newest whole checkpoint changes, which is seen when it is loaded
 #
-# RUN is the run's folder (train.output_dir). On a cluster that is not tests/slurm/lab.sh's, --yes is needed. Every fault is a line of
-# RUN/slurm/faults.jsonl, from which the time to recover counts.
+# RUN is the run's folder (train.output_dir). On a cluster that is not tests/slurm/lab.sh's, --yes is needed. Every fault is a line
+# of RUN/slurm/faults.jsonl, from which the time to recover counts.
 set -euo pipefail
 
 slurm=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,7 +20,7 @@ source "$slurm/lib.sh"
 FAULTS="kill-rank hang-rank slow-rank kill-node fill-disk corrupt-latest"
 
 parse_arguments() {
-  local most
+  local most=3
   yes=no
   if [[ ${1:-} == --yes ]]; then
     yes=yes
@@ -31,7 +31,6 @@ parse_arguments() {
   case $fault in
     corrupt-latest) most=2 ;;
     slow-rank | fill-disk) most=4 ;;
-    *) most=3 ;;
   esac
   (($# >= 2 && $# <= most)) || die 2 "$fault does not take $(($# - 1)) arguments; the first lines of ${BASH_SOURCE[0]} say which"
   run=$(realpath --no-symlinks --canonicalize-missing "$run") # its name is part of the jobs' names, as it was given
@@ -47,7 +46,8 @@ on_the_lab() {
 # note TARGET [REMEDY]: says what is done, and notes it.
 note() {
   mkdir -p "$run/slurm"
-  printf '{"time": "%s", "fault": "%s", "target": "%s"}\n' "$(date -u --iso-8601=seconds)" "$fault" "$1" >>"$run/slurm/faults.jsonl"
+  printf '{"time": "%s", "fault": "%s", "target": "%s"}\n' "$(date -u --iso-8601=seconds)" "$fault" "$1" \
+    >>"$run/slurm/faults.jsonl"
   echo "$fault: $1${2:+; $2}"
 }
 
@@ -86,24 +86,24 @@ send_to_rank() {
 # Prints the trainer of the rank, if it is on this node. Its heartbeat names the process; before there is one, it is what rank.sh
 # has started. The process must be the job's in any case: an old heartbeat may name somebody else's.
 rank_process() {
-  local beat found process parent
+  local beat found process started="" parent command
   beat=$(sed -n 's/.*"pid": \([0-9]*\).*/\1/p' "$run/heartbeat/rank_$target.json" 2>/dev/null) || true
   found=$(grep -lszx "SLURM_JOB_ID=$job" /proc/[0-9]*/environ | xargs --no-run-if-empty grep -lszx "SLURM_PROCID=$target" |
     xargs --no-run-if-empty grep -lszx "SLURMD_NODENAME=$SLURMD_NODENAME" | cut -d/ -f3) || true # some end meanwhile
   for process in $found; do
-    parent=$(awk '/^PPid:/ {print $2}' "/proc/$process/status" 2>/dev/null) || continue
     if [[ $process == "$beat" ]]; then
-      echo "$process"
-      return
-    elif tr '\0' ' ' 2>/dev/null <"/proc/$parent/cmdline" | grep -q '^[^ ]*bash [^ ]*/slurm/rank\.sh '; then
       started=$process
+      break
     fi
+    parent=$(awk '/^PPid:/ {print $2}' "/proc/$process/status" 2>/dev/null) || continue
+    mapfile -d '' -t command 2>/dev/null <"/proc/$parent/cmdline" || continue
+    [[ ${command[1]:-} != */slurm/rank.sh ]] || started=$process
   done
-  echo "${started:-}"
+  echo "$started"
 }
 
 act_on_rank() {
-  local process started=""
+  local process
   process=$(rank_process)
   [[ -n $process ]] || return 0
   case $fault in
@@ -146,8 +146,8 @@ kill_node() {
     bash "$slurm/../tests/slurm/lab.sh" node-kill "${SLURM_CONF%/*}" "$node"
     note "$node" "bash tests/slurm/lab.sh node-start ${SLURM_CONF%/*} $node brings it back"
   else
-    scontrol update nodename="$node" state=down reason="slurm/faults.sh of $USER" ||
-      die 2 "Slurm does not let you set $node down (its message stands above); ask an operator to do it, or to switch the node off"
+    scontrol update nodename="$node" state=down reason="slurm/faults.sh of $(id -un)" ||
+      die 2 "Slurm does not set $node down for you (its message stands above); ask an operator to, or to switch it off"
     note "$node" "scontrol update nodename=$node state=resume brings it back"
   fi
 }
@@ -172,12 +172,14 @@ fill_disk() {
 }
 
 corrupt_latest() {
-  local checkpoint file size middle byte
-  checkpoint=$(find "$run" -mindepth 2 -maxdepth 2 -path '*/iter_*/COMPLETE' -printf '%h\n' | grep -E '/iter_[0-9]{7,}$' | sort -V | tail -n 1)
+  local checkpoint size file middle byte
+  checkpoint=$(find "$run" -mindepth 2 -maxdepth 2 -name COMPLETE -printf '%h\n' | { grep -E '/iter_[0-9]{7,}$' || true; } |
+    sort -V | tail -n 1)
   [[ -n $checkpoint ]] || die 2 "$run has no whole checkpoint; wait for the first"
-  # The largest of those that the marker lists.
-  read -r size file < <(find "$checkpoint" -type f ! -name COMPLETE ! -name state.json ! -name PIN -printf '%s %p\n' | sort -n | tail -n 1) &&
-    ((size > 0)) || die 2 "$checkpoint holds nothing that could be damaged"
+  # The largest file; its marker lists neither itself nor state.json and PIN.
+  read -r size file < <(find "$checkpoint" -type f ! -name COMPLETE ! -name state.json ! -name PIN -printf '%s %p\n' |
+    sort -n | tail -n 1) || true
+  ((${size:-0} > 0)) || die 2 "$checkpoint holds nothing that could be damaged"
   middle=$((size / 2))
   byte=$(od --address-radix=n --format=u1 --skip-bytes="$middle" --read-bytes=1 "$file")
   note "${file#"$run/"}, byte $middle"
@@ -190,7 +192,8 @@ if [[ ${1:-} == --on-node ]]; then # by send_to_rank
   exit
 fi
 parse_arguments "$@"
-[[ $yes == yes ]] || on_the_lab || die 2 "$fault is real on this cluster; give --yes if $run, and whoever shares what it hits, may suffer it"
+[[ $yes == yes ]] || on_the_lab ||
+  die 2 "$fault is real on this cluster; give --yes if $run, and whoever shares what it hits, may suffer it"
 case $fault in
   *-rank) send_to_rank ;;
   kill-node) kill_node ;;
