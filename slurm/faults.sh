@@ -35,6 +35,7 @@ parse_arguments() {
   (($# >= 2 && $# <= most)) || die 2 "$fault does not take $(($# - 1)) arguments; the first lines of ${BASH_SOURCE[0]} say which"
   run=$(realpath --no-symlinks --canonicalize-missing "$run") # its name is part of the jobs' names, as it was given
   [[ -d $run ]] || die 2 "RUN $run is not there; give the folder of a run (train.output_dir)"
+  [[ $fault != *-rank || $target =~ ^[0-9]*$ ]] || die 2 "RANK $target is no whole number"
   [[ $seconds =~ ^[0-9]{1,6}$ ]] || die 2 "SECONDS=$seconds is no whole number"
 }
 
@@ -73,7 +74,6 @@ send_to_rank() {
   find_job
   count=$(tr ',' '\n' <<<"$nodes" | wc -l)
   target=${target:-$(($(scontrol show job "$job" --oneliner | grep -o ' NumTasks=[0-9]*' | cut -d= -f2) - 1))}
-  [[ $target =~ ^[0-9]+$ ]] || die 2 "RANK $target is no whole number"
   set +o pipefail # the job, and this step with it, may end of the fault before the step is over
   srun --jobid="$job" --overlap --nodes="$count" --ntasks="$count" --ntasks-per-node=1 --cpus-per-task=1 \
     bash "$slurm/faults.sh" --on-node "$fault" "$run" "$target" "$seconds" "$job" </dev/null | grep . ||
@@ -164,7 +164,7 @@ fill_disk() {
   free=$(df --output=avail --block-size=1M "$run" | tail -n 1)
   ((free > leave)) || die 2 "$run has $((free)) megabytes free, not more than $leave; ask for fewer to be left"
   note "$((free - leave)) megabytes, so that $leave are free, for $seconds seconds"
-  trap 'rm -f "$file"' EXIT
+  trap 'rm -f "$run/slurm/fill-disk"' EXIT # where $file is out of scope
   trap 'exit 1' TERM INT HUP
   fallocate --posix --length "$((free - leave))MiB" "$file" # written where the file system cannot reserve
   SECONDS=0

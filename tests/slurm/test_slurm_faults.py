@@ -18,7 +18,7 @@ import pytest
 from slurm_cluster import Cluster, Outcome, Submitter, wait_until
 from tiny_runs import REPOSITORY
 
-from smol_train.checkpoint_folder import MARKER, folder_name, listing_text
+from smol_train.checkpoint_folder import MARKER, TrainState, folder_name, listing_text, state_text
 from smol_train.checkpoint_integrity import describe, newest_good
 
 FAULTS = REPOSITORY / "slurm" / "faults.sh"
@@ -116,6 +116,7 @@ def test_the_heartbeat_names_the_process_unless_it_is_an_old_one(
         stranger.wait()
 
 
+@pytest.mark.slow  # the node takes its time to come back
 def test_a_node_is_lost(cluster: Cluster, submit: Submitter, lab_faults: Command) -> None:
     main, other = start(submit, "standin", "work")
     outcome = lab_faults("kill-node", str(submit.run), "n3")
@@ -158,13 +159,13 @@ def test_a_run_of_which_nothing_trains_is_told(cluster: Cluster, submit: Submitt
     helper = cluster.repository / "slurm" / "jobs" / "helper.sh"
     helper.write_text("job_trains=no\none_cpu_node\njob_command=(bash -c 'touch $SMOL_RUN/helps; sleep 100')\n")
     submit.job("helper")
-    submit.overrides = [f"train.output_dir={submit.run}-standin-{submit.run.name}"]
-    submit.job("standin", "work")
-    wait_until(lambda: (submit.run / "helps").exists(), "the job does not start")
-    wait_until(lambda: len(cluster.run("squeue", "--noheader", "--states=RUNNING").out.splitlines()) == 2, "not both run")
-    outcome = lab_faults("kill-rank", str(submit.run))
-    assert outcome.code == 2 and f"no job that trains {submit.run} is running" in outcome.err
-    assert lab_faults("hang-rank", f"{submit.run}-standin-{submit.run.name}").code == 0
+    run, submit.run = submit.run, submit.run.with_name("run-standin-run")
+    submit.overrides = [f"train.output_dir={submit.run}"]
+    [_, other] = start(submit, "standin", "work")
+    wait_until(lambda: (run / "helps").exists(), "the other job does not start")
+    outcome = lab_faults("hang-rank", str(run))
+    assert outcome.code == 2 and f"no job that trains {run} is running" in outcome.err
+    assert lab_faults("hang-rank", str(submit.run)).code == 0 and state(other) == "T"
 
 
 # --- files of a run, without Slurm -----------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def checkpoint(run: Path, step: int) -> Path:
     folder.mkdir()
     (folder / "weights.distcp").write_bytes(bytes(range(256)) * 16)
     (folder / "run.yaml").write_text("model: {}\n")
-    (folder / "state.json").write_text(json.dumps({"step": step, "padding": "x" * 10_000}))
+    (folder / "state.json").write_text(state_text(TrainState(step=step, reason="x" * 10_000)))
     stored = {name: describe(folder / name) for name in ("weights.distcp", "run.yaml")}
     (folder / MARKER).write_text(listing_text(step, stored))
     return folder
@@ -242,7 +243,7 @@ def test_a_disk_is_filled_until_it_is_undone(run: Path, filled: tuple[Path, "sub
     file, fill = filled
     [(fault, target)] = noted(run)
     assert fault == "fill-disk" and target.endswith("are free, for 100 seconds")
-    assert int(target.split()[0]) << 20 == file.stat().st_size == file.stat().st_blocks * 512, "really taken"
+    assert int(target.split()[0]) << 20 == file.stat().st_size <= file.stat().st_blocks * 512, "really taken"
     outcome = faults("--yes", "fill-disk", run)
     assert outcome.code == 2 and f"{file} is there, from a fill-disk that goes on or was killed" in outcome.err
     assert faults("--yes", "fill-disk", run, "--undo").code == 0
