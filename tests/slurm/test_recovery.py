@@ -104,12 +104,10 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     tmp_path: Path,
     ranks: Ranks,
     s3: S3Double,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**keys, "S3_ENDPOINT_URL": s3.address}.items():
-        cluster.environment[name] = value
-    assert cluster.run(s5cmd.find_program(), "mb", "s3://bucket").code == 0
+    preflight.environment = {**keys, "S3_ENDPOINT_URL": s3.address}
+    assert cluster.run(s5cmd.find_program(), "mb", "s3://bucket", **preflight.environment).code == 0
     s3.faults = {"/runs/": [503] * 100_000}  # to everything that is written there
     bad = tmp_path / "bad_node"
     fake_program(tmp_path, "dcgmi", f'[[ $SLURMD_NODENAME != "$(cat {bad})" ]] || exit 226')
@@ -133,7 +131,7 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     story.wait_for_start(4)
     saved = read_state(whole_checkpoints(story.run)[-1])
     assert saved.reason == "stop requested", "saved when it was asked, not only when it was due"
-    assert len(whole_checkpoints(story.run)) > 4, "with S3 down, none is removed"
+    assert len(whole_checkpoints(story.run)) > 3, "with S3 down, none is removed"
     s3.faults.clear()
 
     damaged = story.train()
@@ -170,7 +168,6 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     for checkpoint in whole_checkpoints(story.run):
         assert note_of(checkpoint), "everything has arrived in the end"
 
-    monkeypatch.delenv("SLURM_CONF", raising=False)
     [reference, _] = ranks.run(jobs.train, 2, overrides=settings(corpus, tmp_path / "undisturbed"))
     disturbed = story.lines("metrics.jsonl")
     assert [line["step"] for line in disturbed] == list(range(1, STEPS + 1))
