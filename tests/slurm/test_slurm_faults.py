@@ -66,6 +66,7 @@ def start(submit: Submitter, job: str = "standin", *options: str) -> list[int]:
 
 def test_a_rank_is_slowed_down_then_hung_then_killed(cluster: Cluster, submit: Submitter, lab_faults: Command) -> None:
     main, other = start(submit, "standin", "work")
+    [job] = cluster.jobs()
     command = ["bash", str(FAULTS), "slow-rank", str(submit.run), "0", "3"]
     with subprocess.Popen(command, env=cluster.environment, stdout=subprocess.PIPE, text=True) as slow:
         seen = set()
@@ -82,7 +83,8 @@ def test_a_rank_is_slowed_down_then_hung_then_killed(cluster: Cluster, submit: S
 
     outcome = lab_faults("kill-rank", str(submit.run))
     assert outcome.code == 0 and outcome.out == f"kill-rank: rank 1 on n2, process {other}\n"
-    submit.wait_for_log("to be started again (crash)")
+    submit.wait_for_log("to be started again (crash)", "back in the queue")
+    cluster.run("scancel", job)
     assert noted(submit.run) == [
         ("slow-rank", f"rank 0 on n1, process {main}, for 3 seconds"),
         ("hang-rank", f"rank 0 on n1, process {main}"),
