@@ -4,7 +4,7 @@
     RUN/metrics.jsonl         (the trainer)      steps that count
     RUN/metrics_lost.jsonl    (the trainer)      steps that were trained again, or passed over
     RUN/alerts.jsonl          (trainer, watcher) what was told
-    RUN/slurm/faults.jsonl    (faults.sh)        faults that were put in on purpose
+    RUN/slurm/faults.jsonl                       faults that were put in on purpose
 
 Times are seconds since 1970. Clocks of different nodes are taken to agree to within a second, as munge wants it anyway.
 Nothing here asks Slurm, so it works on a run's folder that was copied elsewhere.

@@ -7,7 +7,7 @@
         trained    |  watchdog,|   queue,     | preflight,  | steps that |
         in vain    |  Slurm    |   requeue    | load        | were lost  |
 
-The time to recover runs from the last step before the interruption (or from the fault, where slurm/faults.sh put it in) to the
+The time to recover runs from the last step before the interruption (or from the fault, where one was put in on purpose) to the
 first step beyond that one: by then the run is where it was. Everything is a function of slurm/history.py, so it can be asked at
 any time, during the run and after it.
 """

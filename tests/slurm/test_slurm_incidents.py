@@ -1,14 +1,17 @@
 """What interrupted a run and what it cost, told from files made by hand; every story has a length that one can add up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from run_stories import T0, Story, submission
+from tiny_runs import REPOSITORY
 
 from slurm import incidents
 from slurm.history import read_history
 from slurm.incidents import Incident, Time, duration, gpu_hours, wall_time
+from slurm.scheduler import submissions
 
 
 def told(story: Story) -> list[Incident]:
@@ -187,6 +190,14 @@ def test_gpu_hours_are_added_up_by_purpose_and_other_jobs_are_no_attempts(story:
     history = read_history(story.run)
     assert [attempt.chain for attempt in history.training] == ["c", "d"]
     assert gpu_hours(history) == {"main": pytest.approx(16 * 0.5), "ablation": 1.0, "debugging": pytest.approx(8 * 0.25)}
+
+
+def test_only_pretraining_makes_the_progress_of_a_run(story: Story) -> None:
+    jobs = REPOSITORY / "slurm" / "jobs"
+    for file in jobs.glob("*.sh"):
+        submission(story.run, f"of-{file.stem}", file.stem, "8")
+        shutil.copy(file, story.run / "slurm" / "code" / f"of-{file.stem}" / "slurm" / "jobs")
+    assert [one.job for one in submissions(story.run) if one.trains] == ["pretrain"], "a rehearsal trains beside the run"
 
 
 def test_torn_and_old_lines_are_passed_over(story: Story) -> None:
