@@ -4,7 +4,7 @@
     RUN/metrics.jsonl         (the trainer)      steps that count
     RUN/metrics_lost.jsonl    (the trainer)      steps that were trained again, or passed over
     RUN/alerts.jsonl          (trainer, watcher) what was told
-    RUN/slurm/faults.jsonl    (faults.sh)        faults that were put in on purpose
+    RUN/slurm/faults.jsonl                       faults that were put in on purpose
 
 Times are seconds since 1970. Clocks of different nodes are taken to agree to within a second, as munge wants it anyway.
 Nothing here asks Slurm, so it works on a run's folder that was copied elsewhere.
@@ -102,26 +102,25 @@ def read_history(run: Path, with_steps: bool = True) -> History:
 
 
 def read_attempts(run: Path) -> list[Attempt]:
-    """Of RUN/slurm/starts.jsonl. An end belongs to the newest start of its chain."""
+    """Of RUN/slurm/starts.jsonl. An end, or a refusal, belongs to the newest start of its chain."""
     known = {one.chain: one for one in submissions(run)}
     purposes = {chain: _purpose(one) for chain, one in known.items()}
     found: list[Attempt] = []
     for line in lines(run / "slurm" / "starts.jsonl"):
-        chain = line.get("chain", "")
-        if line.get("event") == "start":
+        chain, event = line.get("chain", ""), line.get("event")
+        newest = next((at for at in reversed(range(len(found))) if found[at].chain == chain), None)
+        if event == "start":
             of_job = known.get(chain)
             attempt = Attempt(chain, line["job"], line["nodes"], seconds(line), line["checkpoint"])
             if of_job:
                 gpus = of_job.gpus_per_node * len(attempt.nodes)
                 attempt = replace(attempt, trains=of_job.trains, gpus=gpus, purpose=purposes[chain])
             found.append(attempt)
-        elif line.get("event") == "end":
-            at = next((at for at in reversed(range(len(found))) if found[at].chain == chain), None)
-            if at is not None and found[at].ended is None:
-                told = {"reason": line["reason"], "next": line["next"], "why": line.get("why", "")}
-                found[at] = replace(found[at], ended=seconds(line), **told)
-        elif line.get("event") == "refused" and found:
-            found[-1] = replace(found[-1], next="stop", why=line["why"])
+        elif event == "end" and newest is not None and found[newest].ended is None:
+            told = {"reason": line["reason"], "next": line["next"], "why": line.get("why", "")}
+            found[newest] = replace(found[newest], ended=seconds(line), **told)
+        elif event == "refused" and newest is not None:
+            found[newest] = replace(found[newest], next="stop", why=line["why"])
     return found
 
 

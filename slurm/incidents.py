@@ -5,9 +5,9 @@
     last step   (fault)     detected    started again   first step    made up
     ----|----------|-----------|--------------|-------------|------------|----->  time
         trained    |  watchdog,|   queue,     | preflight,  | steps that |
-        for naught |  Slurm    |   requeue    | load        | were lost  |
+        in vain    |  Slurm    |   requeue    | load        | were lost  |
 
-The time to recover runs from the last step before the interruption (or from the fault, where slurm/faults.sh put it in) to the
+The time to recover runs from the last step before the interruption (or from the fault, where one was put in on purpose) to the
 first step beyond that one: by then the run is where it was. Everything is a function of slurm/history.py, so it can be asked at
 any time, during the run and after it.
 """
@@ -75,7 +75,7 @@ class Time:
     ending: float = 0.0
     """From the last step of a start to its end: a hang is here, and the last save."""
     waiting: float = 0.0
-    """Between an end and the next start: the queue."""
+    """Between an end and the next start: the queue. Not after the run was done."""
 
     @property
     def total(self) -> float:
@@ -93,7 +93,7 @@ class Time:
 def incidents(history: History) -> list[Incident]:
     """Every end of a start that was not the run's own, oldest first; also the last, if nothing followed it yet."""
     attempts = history.training
-    found = [_incident(history, before, after) for before, after in pairwise(attempts)]
+    found = [_incident(history, before, after) for before, after in pairwise(attempts) if before.reason != "done"]
     if attempts and attempts[-1].reason not in (None, "done"):
         found.append(_incident(history, attempts[-1], None))
     return found
@@ -161,7 +161,8 @@ def wall_time(history: History, now: float) -> Time:
         last_sign = max(steps[-1].time if steps else attempt.began, attempt.ended or 0.0)
         # A start whose end was not told has ended at its last step, for all that is known.
         ended = last_sign if after or attempt.ended else max(now, last_sign)
-        total = _sum(total, _attempt_time(attempt, steps, ended), Time(waiting=until - ended if after else 0.0))
+        waits = after and attempt.reason != "done"  # a run that is continued one day has not waited for it
+        total = _sum(total, _attempt_time(attempt, steps, ended), Time(waiting=until - ended if waits else 0.0))
     return total
 
 

@@ -5,7 +5,7 @@
     0 --- save --- kill a rank --> again --- signal, save --> again ------ 20 -> export, verified -> upload -> alert
 
 Every part is the real one: the trainer, srun, the exporter, the uploader, the webhook. RUN/rehearsal holds the run, and
-afterwards verdict.json and the metrics; checkpoints and the export go when all is well. Exit code 0: all is well, 93: it is not.
+afterwards verdict.json and the metrics; checkpoints and the export go when all is well. Exit code 0: all is well; 93: not.
 """
 
 import argparse

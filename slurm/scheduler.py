@@ -27,7 +27,7 @@ class Submission:
     job: str
     """The file of slurm/jobs/, such as pretrain."""
     trains: bool
-    """Checkpoints of the run are its progress; a rehearsal's are not."""
+    """Checkpoints of the run are its progress; a job with run_ranks of its own, such as a rehearsal, trains elsewhere."""
     gpus_per_node: int
     folder: Path
     """RUN/slurm/code/STAMP/submission."""
@@ -65,9 +65,10 @@ def submissions(run: Path) -> list[Submission]:
         job = name.removesuffix(f"-{chain}").removesuffix(f"-{run.name}")
         file = options.parents[1] / "slurm" / "jobs" / f"{job}.sh"
         text = file.read_text(encoding="utf8") if file.is_file() else ""
-        trains = "job_drives=yes" not in text and bool(re.search(r"^job_trains=yes", text, re.M))
+        trains = re.search(r"^job_trains=yes", text, re.M) and not re.search(r"^run_ranks\(\)", text, re.M)
         gpus = given.get("--gpus-per-node", "0").rpartition(":")[2]
-        found.append(Submission(chain, name, job, trains, int(gpus) if gpus.isdecimal() else 0, options.parent))
+        count = int(gpus) if gpus.isdecimal() else 0
+        found.append(Submission(chain, name, job, bool(trains), count, options.parent))
     return found
 
 

@@ -44,12 +44,13 @@ class Status:
 
 
 def find_runs(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The runs below a folder, or the folder itself where it is one; there are none inside a run."""
-    if (root / METRICS_NAME).exists() or (root / "slurm" / "code").is_dir():
-        yield root
-    elif depth and root.is_dir():
-        for path in sorted(root.iterdir()):
-            yield from find_runs(path, depth - 1)
+    """The runs below a folder, or the folder itself where it is one; none inside a run, nor where others may not look."""
+    with contextlib.suppress(PermissionError):
+        if (root / METRICS_NAME).exists() or (root / "slurm" / "code").is_dir():
+            yield root
+        elif depth and root.is_dir():
+            for path in sorted(root.iterdir()):
+                yield from find_runs(path, depth - 1)
 
 
 def status(run: Path, root: Path, jobs: list[Job] | None, now: float) -> Status:

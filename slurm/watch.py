@@ -34,7 +34,7 @@ from smol_console import whole_number
 from smol_train.callbacks.alerts import ALERTS_NAME, Alerts
 from smol_train.checkpoint_folder import bytes_on_disk, free_bytes, note_of, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.sections.watch import AlertsConfig
+from smol_train.exit_codes import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Watcher:
         self.state = _read_state(self.path)
         self.submission: Submission | None = None
         self.config: RunConfig | None = None
+        self.in_queue = False
+        """Whether a job of the run was, at the last look."""
 
     def look(self, now: float) -> None:
         """Once: gather, compare, tell, write down."""
@@ -96,6 +98,7 @@ class Watcher:
         assert self.config
         jobs = self.slurm.jobs()
         mine = None if jobs is None else [job for job in jobs if job.name == submission.name]
+        self.in_queue = bool(mine)
         attempts = [attempt for attempt in read_attempts(self.run) if attempt.chain == submission.chain]
         gone = mine == [] and attempts and not self.state.told.get("chain", Told("", 0.0)).told
         checkpoints = whole_checkpoints(self.run)
@@ -118,7 +121,7 @@ class Watcher:
         told = self.state.told.get(name)
         if finding is None:
             if told and told.told and told.alert:
-                self._note(facts.now, name, "is over")
+                self._note((facts.now, name, "is over"))
             self.state.told.pop(name, None)
             return
         if told is None or told.mark != finding.mark:
@@ -132,7 +135,7 @@ class Watcher:
         if finding.event:
             self.alerts.alert(finding.event, f"{finding.sentence}{done}")
         else:
-            self._note(facts.now, name, finding.sentence)
+            self._note((facts.now, name, finding.sentence))
         self._save()
 
     def _start_again(self, job: str, jobs: list[Job], told: Told) -> str:
@@ -151,21 +154,22 @@ class Watcher:
 
     def _write_down(self) -> None:
         """What others have told since the last look, in the order of its time."""
-        entries = []
+        entries, read = [], {}
         for source in SOURCES:
-            path = self.run / "slurm" / source
-            text, end = _from(path, self.state.read.get(source, 0))
-            self.state.read[source] = end
-            entries += [(seconds(line), *_sentence(line)) for line in text]
-        for moment, what, sentence in sorted(entries):
-            self._note(moment, what, sentence)
+            found, read[source] = _from(self.run / "slurm" / source, self.state.read.get(source, 0))
+            entries += [(seconds(line), *_sentence(line)) for line in found]
+        self._note(*sorted(entries))
+        self.state.read = read  # only now: where the disk is full, they are written down by a later look
 
-    def _note(self, moment: float, what: str, sentence: str) -> None:
-        path = self.run / "slurm" / LOGBOOK
-        line = f"- {datetime.fromtimestamp(moment, UTC):%F %T} **{what}** {sentence}\n"
-        with path.open("a", encoding="utf8") as file:
-            file.write(line if file.tell() else f"# Logbook of {self.run.name}\n\nTimes are UTC.\n\n{line}")
-        say(f"{what}: {sentence}")
+    def _note(self, *entries: tuple[float, str, str]) -> None:
+        """Each (time, what, sentence)."""
+        if not entries:
+            return
+        lines = [f"- {datetime.fromtimestamp(moment, UTC):%F %T} **{what}** {text}\n" for moment, what, text in entries]
+        with (self.run / "slurm" / LOGBOOK).open("a", encoding="utf8") as file:
+            file.write(f"# Logbook of {self.run.name}\n\nTimes are UTC.\n\n" * (not file.tell()) + "".join(lines))
+        for _, what, text in entries:
+            say(f"{what}: {text}")
 
     def _save(self) -> None:
         partial = self.path.with_suffix(".partial")
@@ -224,9 +228,11 @@ def _read_state(path: Path) -> State:
 
 
 def alerts_of(run: Path) -> Alerts:
-    """The run's own, but for the webhook where this process does not know it."""
+    """The run's own, but for the webhook where this process does not know it. Raises UserError for what is no run."""
     found = training(submissions(run))
-    config = load(RunConfig, found.config, keep_unset=True).alerts if found else AlertsConfig()
+    if found is None:
+        raise UserError(f"{run} has no training job in slurm/code; give the folder of a run that was submitted")
+    config = load(RunConfig, found.config, keep_unset=True).alerts
     if config.webhook and config.webhook.get_secret_value().startswith("${"):
         say(f"alerts.webhook={config.webhook.get_secret_value()} is not set here: alerts go to {run / ALERTS_NAME} only")
         config = config.model_copy(update={"webhook": None})
@@ -235,9 +241,8 @@ def alerts_of(run: Path) -> Alerts:
 
 def watch(run: Path, every: float) -> None:
     """Until the run is done or a stop is asked for. Raises UserError for what is no run, or has a watcher."""
-    if training(submissions(run)) is None:
-        raise UserError(f"{run} has no training job in slurm/code; give the folder of a run that was submitted")
-    with stop_signals() as stop, sole_worker(run / "slurm" / "watch.lock", "a watcher"), alerts_of(run) as alerts:
+    alerts = alerts_of(run)
+    with stop_signals() as stop, sole_worker(run / "slurm" / "watch.lock", "a watcher"), alerts:
         watcher = Watcher(run, Slurm(), alerts)
         say(f"watching {run}")
         over = False
@@ -247,6 +252,7 @@ def watch(run: Path, every: float) -> None:
                 watcher.look(time.time())
             except Exception:  # a file system that is full or does not answer: the next look may succeed
                 logger.exception("this look at %s failed; the next one is in %.0f s", run, every)
+            over = over and not watcher.in_queue  # it is continued, or its job is on its way out
             if not over:
                 pause(every, stop)
         say("the run is done" if over else "stopped")
@@ -263,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         watch(options.run, options.every)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED if "SLURM_JOB_ID" in os.environ else 2
     return 0
 
 

@@ -11,7 +11,7 @@ SMOL_MAX_RESTARTS=0
 # In place of run.sh's: it starts the ranks itself, three times.
 # shellcheck disable=SC2034,SC2317 # run.sh calls it and reads code
 run_ranks() {
-  code=0
+  code=0 launcher=()
   set_launcher
   SMOL_ENDS=$SMOL_RUN/rehearsal/ends "$SMOL_PYTHON" -m slurm.rehearsal "$SMOL_CONFIG" -- "${launcher[@]}" || code=$?
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from preflight_parts import Bench
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
+from tiny_runs import tiny_overrides
 
 
 def free_ports(count: int) -> int:
@@ -52,3 +53,25 @@ def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
 @pytest.fixture
 def bench(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path, corpus, monkeypatch)
+
+
+LIMITS = """# Of a test.
+tools: {dcgm_level: 1}
+storage: {megabytes: 16, streams: 2}
+network: {megabytes: 1, iterations: 2, all: 0.000001}
+"""
+
+
+@pytest.fixture
+def preflight(submit: Submitter, corpus: Path, tmp_path: Path) -> Submitter:
+    """Submits to all three nodes, with the checks before it; programs in tmp_path/bin come before others."""
+    (tmp_path / "limits.yaml").write_text(LIMITS)
+    submit.overrides = [*tiny_overrides(corpus, submit.run), "train.global_batch_size=6"]
+    submit.settings |= {
+        "SMOL_NODES": "3",
+        "SMOL_PREFLIGHT": str(tmp_path / "limits.yaml"),
+        "SMOL_PREFLIGHT_MINUTES": "5",
+        "SMOL_LOCAL_DATA": str(tmp_path / "disk" / "%N"),
+        "PATH": f"{tmp_path / 'bin'}:$PATH",
+    }
+    return submit

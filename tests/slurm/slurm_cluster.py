@@ -56,6 +56,14 @@ def copy_repository(target: Path) -> Path:
     return target
 
 
+def fake_program(folder: Path, name: str, body: str) -> None:
+    """A script in FOLDER/bin that stands in for a tool."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -154,13 +162,18 @@ class Submitter:
         self.run = folder / "run"
         self.settings = dict(SETTINGS)
         self.overrides = [f"train.output_dir={self.run}"]
+        self.environment: dict[str, str] = {}
+        """Of submit.sh, which jobs inherit."""
 
     def __call__(self, *arguments: str, **environment: str) -> Outcome:
         """`submit.sh ARGUMENTS` with this test's env.sh."""
         file = self.folder / "env.sh"
         file.write_text("".join(f'{name}="{value}"\n' for name, value in self.settings.items()))
         return self.cluster.run(
-            "bash", self.cluster.repository / "slurm" / "submit.sh", *arguments, **{"SMOL_ENV": str(file), **environment}
+            "bash",
+            self.cluster.repository / "slurm" / "submit.sh",
+            *arguments,
+            **{"SMOL_ENV": str(file), **self.environment, **environment},
         )
 
     def job(self, name: str, *options: str) -> str:

@@ -3,36 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-from slurm_cluster import Cluster, Submitter, wait_until
-from tiny_runs import tiny_overrides
-
-LIMITS = """# Of a test.
-tools: {dcgm_level: 1}
-storage: {megabytes: 16, streams: 2}
-network: {megabytes: 1, iterations: 2, all: 0.000001}
-"""
-
-
-@pytest.fixture
-def preflight(submit: Submitter, corpus: Path, tmp_path: Path) -> Submitter:
-    """Submits to all three nodes; programs in tmp_path/bin come before others."""
-    (tmp_path / "limits.yaml").write_text(LIMITS)
-    (tmp_path / "bin").mkdir()
-    submit.overrides = [*tiny_overrides(corpus, submit.run), "train.global_batch_size=6"]
-    submit.settings |= {
-        "SMOL_NODES": "3",
-        "SMOL_PREFLIGHT": str(tmp_path / "limits.yaml"),
-        "SMOL_PREFLIGHT_MINUTES": "5",
-        "SMOL_LOCAL_DATA": str(tmp_path / "disk" / "%N"),
-        "PATH": f"{tmp_path / 'bin'}:$PATH",
-    }
-    return submit
-
-
-def fake(folder: Path, name: str, body: str) -> None:
-    (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-    (folder / "bin" / name).chmod(0o755)
+from slurm_cluster import Cluster, Submitter, fake_program, wait_until
 
 
 def results(submit: Submitter, name: str) -> list[dict[str, str]]:
@@ -42,7 +13,7 @@ def results(submit: Submitter, name: str) -> list[dict[str, str]]:
 
 
 def test_a_node_whose_dcgmi_fails_is_named(cluster: Cluster, preflight: Submitter, tmp_path: Path) -> None:
-    fake(tmp_path, "dcgmi", 'if [[ $SLURMD_NODENAME == n2 ]]; then echo "| Memory | Fail - GPU 3 |"; exit 226; fi')
+    fake_program(tmp_path, "dcgmi", 'if [[ $SLURMD_NODENAME == n2 ]]; then echo "| Memory | Fail - GPU 3 |"; exit 226; fi')
     job = preflight.job("preflight")
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED"
     assert cluster.field(job, "ExitCode") == "93:0", "it is not started again"
@@ -57,7 +28,7 @@ def test_a_node_whose_dcgmi_fails_is_named(cluster: Cluster, preflight: Submitte
 def test_a_training_job_leaves_a_bad_node_out_and_the_spare_takes_its_place(
     cluster: Cluster, preflight: Submitter, tmp_path: Path
 ) -> None:
-    fake(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n1 ]] || exit 226")
+    fake_program(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n1 ]] || exit 226")
     preflight.settings["SMOL_NODES"] = "2"
     preflight.overrides[-1] = "train.global_batch_size=8"
     first = preflight.job("standin", "work")
@@ -72,7 +43,7 @@ def test_a_training_job_leaves_a_bad_node_out_and_the_spare_takes_its_place(
 
 
 def test_where_nothing_is_left_for_a_bad_node_the_job_ends(cluster: Cluster, preflight: Submitter, tmp_path: Path) -> None:
-    fake(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n2 ]] || exit 226")
+    fake_program(tmp_path, "dcgmi", "[[ $SLURMD_NODENAME != n2 ]] || exit 226")
     job = preflight.job("standin", "work")
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED"
     assert cluster.field(job, "ExitCode") == "93:0"

@@ -1,14 +1,17 @@
 """What interrupted a run and what it cost, told from files made by hand; every story has a length that one can add up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from run_stories import T0, Story, submission
+from tiny_runs import REPOSITORY
 
 from slurm import incidents
 from slurm.history import read_history
 from slurm.incidents import Incident, Time, duration, gpu_hours, wall_time
+from slurm.scheduler import submissions
 
 
 def told(story: Story) -> list[Incident]:
@@ -140,6 +143,17 @@ def test_the_last_interruption_waits_for_its_start(story: Story) -> None:
     assert (one.started_again, one.made_up, one.recover_seconds) == (None, None, None)
 
 
+def test_a_run_that_was_done_and_is_continued_was_not_interrupted(story: Story) -> None:
+    story.start(0)
+    story.steps(11, 1, 50)
+    story.end(62, "done", "done")
+    story.start(9000, checkpoint=50)
+    story.steps(9011, 51, 60)
+    story.end(9020, "done", "done")
+    assert not told(story)
+    assert spent_until(story, 9999).total == 62 + 20
+
+
 def test_saves_between_steps_and_a_rollback_do_not_count(story: Story) -> None:
     story.start(0)
     story.steps(11, 1, 20)
@@ -161,7 +175,7 @@ def test_gpu_hours_are_added_up_by_purpose_and_other_jobs_are_no_attempts(story:
     submission(story.run, "c", "pretrain", "h100:8")
     submission(story.run, "d", "pretrain", "4", "debugging")
     submission(story.run, "e", "export", "")
-    submission(story.run, "f", "evaluate", "1", "ablation")
+    submission(story.run, "f", "preflight", "1", "ablation")
     story.start(0)
     story.chain = "e"
     story.start(10)
@@ -176,6 +190,14 @@ def test_gpu_hours_are_added_up_by_purpose_and_other_jobs_are_no_attempts(story:
     history = read_history(story.run)
     assert [attempt.chain for attempt in history.training] == ["c", "d"]
     assert gpu_hours(history) == {"main": pytest.approx(16 * 0.5), "ablation": 1.0, "debugging": pytest.approx(8 * 0.25)}
+
+
+def test_only_pretraining_makes_the_progress_of_a_run(story: Story) -> None:
+    jobs = REPOSITORY / "slurm" / "jobs"
+    for file in jobs.glob("*.sh"):
+        submission(story.run, f"of-{file.stem}", file.stem, "8")
+        shutil.copy(file, story.run / "slurm" / "code" / f"of-{file.stem}" / "slurm" / "jobs")
+    assert [one.job for one in submissions(story.run) if one.trains] == ["pretrain"], "a rehearsal trains beside the run"
 
 
 def test_torn_and_old_lines_are_passed_over(story: Story) -> None:

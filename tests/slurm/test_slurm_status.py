@@ -3,6 +3,7 @@
 import getpass
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_page_says_of_every_run_where_it_is(tmp_path: Path) -> None:
         story.line("metrics.jsonl", 100 + 2 * step, step=step, **more)
     story.alert(790, "spike")
     story.chain = "e"
-    submission(story.run, "e", "evaluate", "1", "ablation")
+    submission(story.run, "e", "preflight", "1", "ablation")
     story.start(10, nodes="n3")
     story.end(10 + 7200, "done", "done")
     submitted(tmp_path / "other" / "run", "train.purpose=debugging")
@@ -94,6 +95,18 @@ def test_runs_are_found_below_and_not_inside_each_other(tmp_path: Path) -> None:
         (tmp_path / name / "metrics.jsonl").touch()
     assert [str(run.relative_to(tmp_path)) for run in find_runs(tmp_path)] == ["a", "group/b", "group/deep/c"]
     assert list(find_runs(tmp_path / "a")) == [tmp_path / "a"]
+
+
+def test_a_folder_that_others_may_not_look_into_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "private":
+            raise PermissionError(path)
+        return path.glob("*")
+
+    (tmp_path / "private").mkdir()
+    (tmp_path / "run" / "slurm" / "code").mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert list(find_runs(tmp_path)) == [tmp_path / "run"]
 
 
 def test_a_run_without_slurm_and_a_folder_without_runs(

@@ -157,6 +157,14 @@ def test_a_start_that_was_refused_is_a_chain_that_stopped(watched: Watched) -> N
     assert "**refused** not started: too often\n" in watched.logbook()
 
 
+def test_a_job_beside_the_training_that_was_refused_stops_nothing(watched: Watched) -> None:
+    watched.story.start(0)
+    watched.story.end(50, "time limit")
+    watched.story.line("slurm/starts.jsonl", 100, event="refused", chain="u", job="8", why="not started: too often")
+    watched.slurm.has()
+    assert watched.look(110) == []
+
+
 def test_a_run_that_nobody_will_start_again_is_told_with_what_slurm_knows(watched: Watched) -> None:
     watched.story.start(0)
     watched.slurm.has()
@@ -346,6 +354,16 @@ def test_half_a_line_waits_for_its_other_half(watched: Watched) -> None:
     assert watched.logbook().count("**spike** step 5\n") == 1
 
 
+def test_what_a_full_disk_kept_out_of_the_logbook_comes_later(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.story.alert(20, "spike")
+    with monkeypatch.context() as full:
+        full.setattr(watch, "LOGBOOK", "no/such/folder")
+        with pytest.raises(OSError, match="no/such"):
+            watched.watcher._write_down()
+    watched.watcher._write_down()
+    assert watched.logbook().count("**spike**") == 1
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"told": {}}', '{"told": {"job": {"x": 1}}, "read": {}}'])
 def test_a_state_that_cannot_be_read_is_begun_anew(watched: Watched, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     (watched.run / "slurm" / "watch.json").write_text(text)
@@ -356,9 +374,13 @@ def test_a_state_that_cannot_be_read_is_begun_anew(watched: Watched, text: str, 
 
 
 def test_a_second_watcher_and_a_folder_that_is_no_run_are_refused(
-    watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    watched: Watched, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert watch.main([str(tmp_path / "nothing")]) == 2
+    assert not (tmp_path / "nothing").exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert watch.main([str(tmp_path / "nothing")]) == 93, "a job is not started again for it"
     assert "has no training job in slurm/code; give the folder of a run that was submitted" in capsys.readouterr().err
     with sole_worker(watched.run / "slurm" / "watch.lock", "a watcher"), pytest.raises(ConversionError, match="has a watcher"):
         watch.watch(watched.run, 1)
@@ -368,9 +390,23 @@ def test_it_ends_when_the_run_is_done_having_written_that_down(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watch, "Slurm", lambda: watched.slurm)
+    watched.slurm.has()
     watched.story.alert(50, "done")
     assert watch.main([str(watched.run)]) == 0
     assert "**done** done\n" in watched.logbook() and "the run is done" in capsys.readouterr().out
+
+
+def test_a_run_that_was_done_and_is_submitted_again_is_watched(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def jobs() -> list[Job]:
+        watched.slurm.has(*states.pop(0))
+        return watched.slurm.queue or []
+
+    states = [["PENDING"], ["RUNNING"], []]
+    monkeypatch.setattr(watch, "Slurm", lambda: watched.slurm)
+    monkeypatch.setattr(watched.slurm, "jobs", jobs)
+    watched.story.alert(50, "done")
+    watch.watch(watched.run, 0.01)
+    assert not states and "job 7 is RUNNING" in watched.logbook()
 
 
 def test_a_look_that_fails_is_followed_by_the_next(

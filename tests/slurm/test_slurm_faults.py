@@ -1,0 +1,315 @@
+"""Faults on purpose (slurm/faults.sh): each does what it says, to what it names and to nothing else, and is noted.
+
+What the ranks do is a stand-in's; Slurm, files and signals are real. That runs outlive such faults: test_slurm_requeue.py,
+test_slurm_training.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import Cluster, Outcome, Submitter, wait_until
+from tiny_runs import REPOSITORY
+
+from smol_train.checkpoint_folder import MARKER, TrainState, folder_name, listing_text, state_text
+from smol_train.checkpoint_integrity import describe, newest_good
+
+FAULTS = REPOSITORY / "slurm" / "faults.sh"
+Command = Callable[..., Outcome]
+
+
+def noted(run: Path) -> list[tuple[str, str]]:
+    """(fault, target) of every line; their times are of now."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in (run / "slurm" / "faults.jsonl").read_text().splitlines()]
+    assert all(0 <= (datetime.now(UTC) - datetime.fromisoformat(line["time"])).total_seconds() < 3600 for line in lines)
+    return [(line["fault"], line["target"]) for line in lines]
+
+
+def state(process: int) -> str:
+    """As ps shows it: T is stopped, empty is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+# --- on the lab cluster ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lab_faults(cluster: Cluster) -> Command:
+    """faults.sh, where the lab's nodes run."""
+    return lambda *words, **environment: cluster.run("bash", cluster.repository / "slurm" / "faults.sh", *words, **environment)
+
+
+@pytest.fixture
+def real_cluster(cluster: Cluster, tmp_path: Path) -> dict[str, str]:
+    """An environment in which the lab looks like any other cluster."""
+    conf = tmp_path / "slurm.conf"
+    conf.write_text((cluster.folder / "slurm.conf").read_text())
+    return {"SLURM_CONF": str(conf)}
+
+
+def start(submit: Submitter, job: str = "standin", *options: str) -> list[int]:
+    """A job that runs; returns the process of each rank."""
+    submit.job(job, *options)
+    wait_until(lambda: len(submit.ranks()) == 2, f"the ranks do not start: {submit.log()}")
+    return [int(process) for _, _, process, _ in sorted(submit.ranks())]
+
+
+def test_a_rank_is_slowed_down_then_hung_then_killed(cluster: Cluster, submit: Submitter, lab_faults: Command) -> None:
+    main, other = start(submit, "standin", "work")
+    [job] = cluster.jobs()
+    command = ["bash", str(FAULTS), "slow-rank", str(submit.run), "0", "3"]
+    with subprocess.Popen(command, env=cluster.environment, stdout=subprocess.PIPE, text=True) as slow:
+        seen = set()
+        while slow.poll() is None:
+            seen.add(state(main) == "T")
+            time.sleep(0.02)
+        said = slow.stdout.read() if slow.stdout else ""
+    assert seen == {True, False} and state(main) == "S", "stopped at times, and in the end it goes on"
+    assert slow.returncode == 0 and said == f"slow-rank: rank 0 on n1, process {main}, for 3 seconds\n"
+
+    outcome = lab_faults("hang-rank", str(submit.run), "0")
+    assert outcome.code == 0 and state(main) == "T" and state(other) == "S"
+    assert outcome.out == f"hang-rank: rank 0 on n1, process {main}; kill -CONT {main} there lets it go on\n"
+
+    outcome = lab_faults("kill-rank", str(submit.run))
+    assert outcome.code == 0 and outcome.out == f"kill-rank: rank 1 on n2, process {other}\n"
+    submit.wait_for_log("to be started again (crash)", "back in the queue")
+    cluster.run("scancel", job)
+    assert noted(submit.run) == [
+        ("slow-rank", f"rank 0 on n1, process {main}, for 3 seconds"),
+        ("hang-rank", f"rank 0 on n1, process {main}"),
+        ("kill-rank", f"rank 1 on n2, process {other}"),
+    ]
+
+
+def test_the_heartbeat_names_the_process_unless_it_is_an_old_one(
+    cluster: Cluster, submit: Submitter, lab_faults: Command
+) -> None:
+    """A wrapper's child is the trainer; a process that is not the job's stays alone."""
+    wrapped = "sleep 500 & echo $SLURM_PROCID $SLURMD_NODENAME $! 0 >>$SMOL_RUN/ranks; wait"
+    (cluster.repository / "slurm" / "jobs" / "wrapped.sh").write_text(f"job_trains=yes\njob_command=(bash -c '{wrapped}')\n")
+    trainers = start(submit, "wrapped")
+    stranger = subprocess.Popen(["sleep", "500"])
+    beats = submit.run / "heartbeat"
+    beats.mkdir()
+    for rank, process in ((0, trainers[0]), (1, stranger.pid)):
+        (beats / f"rank_{rank}.json").write_text(json.dumps({"rank": rank, "host": f"n{rank + 1}", "pid": process, "step": 5}))
+    try:
+        assert lab_faults("hang-rank", str(submit.run), "0").code == 0
+        assert lab_faults("hang-rank", str(submit.run), "1").code == 0
+        assert state(trainers[0]) == "T" and state(trainers[1]) == "S" and state(stranger.pid) == "S"
+        wrapper = int(noted(submit.run)[1][1].rpartition(" ")[2])
+        assert state(wrapper) == "T", "what rank.sh started"
+        outcome = lab_faults("hang-rank", str(submit.run), "2")
+        assert outcome.code == 2 and "rank 2 of job" in outcome.err and "has no process on n1,n2" in outcome.err
+        assert len(noted(submit.run)) == 2
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.slow  # the node takes its time to come back
+def test_a_node_is_lost(cluster: Cluster, submit: Submitter, lab_faults: Command) -> None:
+    main, other = start(submit, "standin", "work")
+    outcome = lab_faults("kill-node", str(submit.run), "n3")
+    assert outcome.code == 2 and "NODE n3 is not of job" in outcome.err and "runs on n1,n2" in outcome.err
+    slurmd = int((cluster.folder / "pid" / "slurmd-n2.pid").read_text())
+    outcome = lab_faults("kill-node", str(submit.run))
+    assert outcome.code == 0 and outcome.out.startswith("kill-node: n2; bash tests/slurm/lab.sh node-start ")
+    wait_until(lambda: not state(slurmd).strip("Z") and not state(other).strip("Z"), "node n2 lives")
+    assert state(main), "the other node does"
+    assert noted(submit.run) == [("kill-node", "n2")]
+
+
+def test_elsewhere_a_node_is_set_down_and_the_run_goes_on_with_the_spare(
+    cluster: Cluster, submit: Submitter, lab_faults: Command, real_cluster: dict[str, str], tmp_path: Path
+) -> None:
+    start(submit, "standin", "work")
+    outcome = lab_faults("kill-node", str(submit.run), "n1", **real_cluster)
+    assert outcome.code == 2 and f"kill-node is real on this cluster; give --yes if {submit.run}" in outcome.err
+
+    forbidden = tmp_path / "bin" / "scontrol"
+    forbidden.parent.mkdir()
+    forbidden.write_text(f'#!/bin/sh\n[ "$1" != update ] || exit 1\nexec {shutil.which("scontrol")} "$@"\n')
+    forbidden.chmod(0o755)
+    path = f"{forbidden.parent}:{cluster.environment['PATH']}"
+    outcome = lab_faults("--yes", "kill-node", str(submit.run), "n1", PATH=path, **real_cluster)
+    assert outcome.code == 2 and "Slurm does not set n1 down for you" in outcome.err
+    assert not (submit.run / "slurm" / "faults.jsonl").exists()
+
+    try:
+        outcome = lab_faults("--yes", "kill-node", str(submit.run), "n1", **real_cluster)
+        assert outcome.out == "kill-node: n1; scontrol update nodename=n1 state=resume brings it back\n", outcome
+        wait_until(lambda: len(submit.ranks()) == 4, f"the run does not go on: {submit.log()}")
+        assert sorted(node for _, node, *_ in submit.ranks()[2:]) == ["n2", "n3"], "its first node was lost"
+    finally:
+        cluster.run("scontrol", "update", "nodename=n1", "state=resume")
+
+
+def test_a_run_of_which_nothing_trains_is_told(cluster: Cluster, submit: Submitter, lab_faults: Command) -> None:
+    """Its own job that does not train is no target, nor is that of a run with a longer name."""
+    helper = cluster.repository / "slurm" / "jobs" / "helper.sh"
+    helper.write_text("job_trains=no\none_cpu_node\njob_command=(bash -c 'touch $SMOL_RUN/helps; sleep 100')\n")
+    submit.job("helper")
+    run, submit.run = submit.run, submit.run.with_name("run-standin-run")
+    submit.overrides = [f"train.output_dir={submit.run}"]
+    [_, other] = start(submit, "standin", "work")
+    wait_until(lambda: (run / "helps").exists(), "the other job does not start")
+    outcome = lab_faults("hang-rank", str(run))
+    assert outcome.code == 2 and f"no job that trains {run} is running" in outcome.err
+    assert lab_faults("hang-rank", str(submit.run)).code == 0 and state(other) == "T"
+
+
+# --- files of a run, without Slurm -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+def faults(*words: str | Path, **environment: str) -> Outcome:
+    """faults.sh where there is no lab."""
+    without = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
+    command = ["bash", str(FAULTS), *map(str, words)]
+    done = subprocess.run(command, env={**without, **environment}, capture_output=True, text=True, timeout=60, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    folder = run / folder_name(step)
+    folder.mkdir()
+    (folder / "weights.distcp").write_bytes(bytes(range(256)) * 16)
+    (folder / "run.yaml").write_text("model: {}\n")
+    (folder / "state.json").write_text(state_text(TrainState(step=step, reason="x" * 10_000)))
+    stored = {name: describe(folder / name) for name in ("weights.distcp", "run.yaml")}
+    (folder / MARKER).write_text(listing_text(step, stored))
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_damaged_and_no_other(run: Path) -> None:
+    good, newest, unfinished = checkpoint(run, 999_999), checkpoint(run, 10_000_000), checkpoint(run, 10_000_005)
+    (unfinished / MARKER).unlink()
+    (run / "iter_10000010.partial").mkdir()
+    (run / "iter_10000010.partial" / MARKER).touch()
+    before = (newest / "weights.distcp").read_bytes()
+    outcome = faults("--yes", "corrupt-latest", run)
+    after = (newest / "weights.distcp").read_bytes()
+    assert outcome.code == 0 and outcome.out == "corrupt-latest: iter_10000000/weights.distcp, byte 2048\n"
+    assert [at for at in range(4096) if before[at : at + 1] != after[at : at + 1]] == [2048] and len(after) == 4096
+    assert noted(run) == [("corrupt-latest", "iter_10000000/weights.distcp, byte 2048")]
+    told: list[Path] = []
+    assert newest_good(run, damaged=lambda folder, _: told.append(folder)) == good and told == [newest]
+
+
+def test_a_run_without_anything_to_damage_is_told(run: Path) -> None:
+    outcome = faults("--yes", "corrupt-latest", run)
+    assert outcome.code == 2 and f"{run} has no whole checkpoint" in outcome.err
+    (run / folder_name(5)).mkdir()
+    (run / folder_name(5) / MARKER).touch()
+    outcome = faults("--yes", "corrupt-latest", run)
+    assert outcome.code == 2 and f"{run / folder_name(5)} holds nothing that could be damaged" in outcome.err
+    assert not (run / "slurm").exists()
+
+
+def free_megabytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free >> 20
+
+
+@pytest.fixture
+def filled(run: Path) -> Iterator[tuple[Path, "subprocess.Popen[str]"]]:
+    """The file that fills the disk, and the command that keeps it. It is small: others need this disk."""
+    leave = free_megabytes(run) - 200
+    command = ["bash", str(FAULTS), "--yes", "fill-disk", str(run), str(leave), "100"]
+    file = run / "slurm" / "fill-disk"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fill:
+        wait_until(lambda: file.exists() and file.stat().st_size, "the disk is not filled")
+        yield file, fill
+        fill.terminate()
+        fill.wait()
+
+
+def test_a_disk_is_filled_until_it_is_undone(run: Path, filled: tuple[Path, "subprocess.Popen[str]"]) -> None:
+    file, fill = filled
+    [(fault, target)] = noted(run)
+    assert fault == "fill-disk" and target.endswith("are free, for 100 seconds")
+    assert int(target.split()[0]) << 20 == file.stat().st_size <= file.stat().st_blocks * 512, "really taken"
+    outcome = faults("--yes", "fill-disk", run)
+    assert outcome.code == 2 and f"{file} is there, from a fill-disk that goes on or was killed" in outcome.err
+    assert faults("--yes", "fill-disk", run, "--undo").code == 0
+    assert fill.wait(60) == 0 and not file.exists(), "the first one ends too"
+    outcome = faults("--yes", "fill-disk", run, "--undo")
+    assert outcome.code == 2 and f"{file} is not there: nothing to undo" in outcome.err
+
+
+def test_a_fill_disk_that_is_ended_takes_its_file_along(filled: tuple[Path, "subprocess.Popen[str]"]) -> None:
+    file, fill = filled
+    fill.terminate()
+    fill.wait(60)
+    assert not file.exists()
+
+
+def test_a_disk_that_is_fuller_already_is_left_alone(run: Path) -> None:
+    outcome = faults("--yes", "fill-disk", run, "999999999")
+    assert outcome.code == 2 and f"{run} has " in outcome.err and "not more than 999999999" in outcome.err
+    assert not (run / "slurm").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "FAULT  is none of: kill-rank hang-rank slow-rank kill-node fill-disk corrupt-latest"),
+        (["kill", "RUN"], "FAULT kill is none of: "),
+        (["kill-rank"], "kill-rank does not take 0 arguments"),
+        (["corrupt-latest", "RUN", "5"], "corrupt-latest does not take 2 arguments"),
+        (["kill-rank", "RUN", "1", "5"], "kill-rank does not take 3 arguments"),
+        (["slow-rank", "RUN", "1", "1.5"], "SECONDS=1.5 is no whole number"),
+        (["kill-rank", "RUN/none"], "RUN/none is not there; give the folder of a run"),
+        (["fill-disk", "RUN", "much"], "MEGABYTES=much is no whole number"),
+        (["hang-rank", "RUN", "main"], "RANK main is no whole number"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_refused(run: Path, words: list[str], sentence: str) -> None:
+    outcome = faults("--yes", *(word.replace("RUN", str(run)) for word in words))
+    assert outcome.code == 2 and sentence.replace("RUN", str(run)) in outcome.err
+    assert outcome.out == "" and not (run / "slurm").exists()
+
+
+def test_nothing_is_done_without_yes(run: Path, tmp_path: Path) -> None:
+    folder = checkpoint(run, 5)
+    before = (folder / "weights.distcp").read_bytes()
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=lab\n")  # somebody else's
+    for environment in ({}, {"SLURM_CONF": str(conf)}):
+        for fault in ("corrupt-latest", "fill-disk", "kill-rank", "kill-node"):
+            outcome = faults(fault, run, **environment)
+            assert outcome.code == 2 and f"{fault} is real on this cluster; give --yes" in outcome.err
+    assert (folder / "weights.distcp").read_bytes() == before and not (run / "slurm").exists()
+
+
+def test_a_machine_without_slurm_is_told(run: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "realpath", "grep"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    outcome = faults("--yes", "kill-rank", run, PATH=str(programs))
+    assert outcome.code == 2 and "there is no squeue here" in outcome.err
+    (programs / "squeue").write_text("#!/bin/bash\nexit 1\n")
+    (programs / "squeue").chmod(0o755)
+    for name in ("date", "true"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    (programs / "sleep").symlink_to("true")
+    outcome = faults("--yes", "kill-rank", run, PATH=str(programs))
+    assert outcome.code == 2 and "squeue does not answer" in outcome.err
