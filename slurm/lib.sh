@@ -47,13 +47,14 @@ one_cpu_node() {
   SMOL_PARTITION=${SMOL_CPU_PARTITION:-} SMOL_SBATCH=${SMOL_CPU_SBATCH:-} SMOL_RESERVATION=""
 }
 
-# Sets launcher: what starts a command as one task a rank. A crash takes the other ranks along at once; after an agreed end they have
-# two minutes to finish theirs. --cpus-per-task: srun does not take it over from sbatch.
+# set_launcher [OPTION...]: sets launcher, what starts a command as one task a rank, where srun's OPTIONs say nothing else. A crash
+# takes the other ranks along at once; after an agreed end they have two minutes to finish theirs. --cpus-per-task: srun does
+# not take it over from sbatch.
 # shellcheck disable=SC2034
 set_launcher() {
   local options=()
   read -ra options <<<"${SMOL_SRUN:-}"
-  launcher=(srun --kill-on-bad-exit=1 --wait=120 --label "--cpus-per-task=$SMOL_CPUS_PER_RANK" "${options[@]}"
+  launcher=(srun --kill-on-bad-exit=1 --wait=120 --label "--cpus-per-task=$SMOL_CPUS_PER_RANK" "${options[@]}" "$@"
     bash "$SMOL_CODE/slurm/rank.sh")
 }
 

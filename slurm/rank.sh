@@ -6,6 +6,9 @@
 # last save. So 85 and 93 are left as files, and srun sees 0: it gives the others --wait seconds. A crash it sees as it is.
 set -euo pipefail
 
+if [[ -n ${SMOL_STAGED:-} ]]; then # its node's own disk; in checkpoints the trainer names the place that all nodes see
+  export SMOL_SHARED_DATA=$DATA_ROOT DATA_ROOT=${SMOL_STAGED//%N/$SLURMD_NODENAME}
+fi
 read -ra wrap <<<"${SMOL_WRAP:-}"
 code=0
 trap : TERM USR1 INT # they are meant for the command, which hears them as well

@@ -11,6 +11,7 @@ afterwards verdict.json and the metrics; checkpoints and the export go when all 
 import argparse
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -65,7 +66,10 @@ class Rehearsal:
         short, checkpoint = shortened(self.config, STEPS, self.run), self.config.checkpoint
         upload = f"{checkpoint.upload.rstrip('/')}/rehearsal" if checkpoint.upload else None
         saves = checkpoint.model_copy(update={"every_steps": SAVE_EVERY, "keep_last": STEPS, "upload": upload})
-        self.short.write_text(to_yaml(short.model_copy(update={"checkpoint": saves})), encoding="utf8")
+        text = to_yaml(short.model_copy(update={"checkpoint": saves}))
+        if root := os.environ.get("DATA_ROOT"):
+            text = text.replace(f"{root}/", "${DATA_ROOT}/")  # for each rank the folder on its node's own disk (docs/staging.md)
+        self.short.write_text(text, encoding="utf8")
 
     # --- the ranks --------------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 #
 #   sbatch OPTIONS slurm/run.sh RUN CODE JOB        by submit.sh: the run's folder, the copy of the code, a file of slurm/jobs/
 #
-# begin: may it start (starts.py)?  ->  are the nodes fit (preflight.sh)?  ->  one srun task a rank (rank.sh)  ->
-# end: done, stop, or again
+# begin: may it start (starts.py)?  ->  are the nodes fit (preflight.sh)?  ->  data to their own disks (staging)  ->
+# one srun task a rank (rank.sh)  ->  end: done, stop, or again
 #
 #   exit code 0     done
 #   93              not started again: the ranks refused or RUN/stop was there, no progress, started too often
@@ -22,7 +22,8 @@ chain=$(basename "$SMOL_CODE")
 restart=${SLURM_RESTART_COUNT:-0}
 SMOL_CONFIG=$submission/config.yaml
 SMOL_ENDS=$SMOL_RUN/slurm/ends/$SLURM_JOB_ID-$restart
-export SMOL_RUN SMOL_CODE SMOL_CONFIG SMOL_ENDS
+SMOL_STAGED="" # the folder of each node from which ranks read, once staging has filled it
+export SMOL_RUN SMOL_CODE SMOL_CONFIG SMOL_ENDS SMOL_STAGED
 # Modules come from the copy of the code, and not from the working directory, which may hold a newer one.
 export PYTHONPATH=$SMOL_CODE PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 
@@ -121,14 +122,27 @@ nodes_are_fit() {
   esac
 }
 
+# Whether all have on their own disks what the ranks will read (docs/staging.md); else sets code.
+data_is_near() {
+  [[ $job_trains == yes && -n ${SMOL_LOCAL_DATA:-} ]] || return 0
+  set_launcher --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
+  run_step "$SMOL_PYTHON" -m slurm.staging --config "$SMOL_CONFIG" --run "$SMOL_RUN" \
+    --out "$SMOL_RUN/slurm/staging/$SLURM_JOB_ID-$restart"
+  [[ $code == 0 ]] && SMOL_STAGED=$SMOL_LOCAL_DATA
+}
+
 # --- the ranks -------------------------------------------------------------------------------------------------------------
 
-# Sets code: what the ranks ended with.
 run_ranks() {
   set_launcher
+  run_step "${job_command[@]}" "$@"
+}
+
+# run_step COMMAND...: by the launcher. Sets code: what its tasks ended with.
+run_step() {
   mkdir -p "$SMOL_ENDS"
   rm -f "$SMOL_ENDS"/*
-  "${launcher[@]}" "${job_command[@]}" "$@" &
+  "${launcher[@]}" "$@" &
   srun=$!
   while true; do # a signal ends bash's wait, not srun
     interrupted="" code=0
@@ -235,7 +249,7 @@ start_timers
 [[ $job_trains == no ]] || set_rendezvous
 record_environment
 
-if [[ -z $asked ]] && nodes_are_fit && [[ -z $asked ]]; then
+if [[ -z $asked ]] && nodes_are_fit && [[ -z $asked ]] && data_is_near && [[ -z $asked ]]; then
   run_ranks "${arguments[@]}"
 fi
 kill "${timers[@]}" 2>/dev/null || true

@@ -30,7 +30,8 @@ FRUITLESS_RESTARTS = 2
 
 Reason = Literal["done", "stopped", "time limit", "preempted", "ended", "asked for", "crash", "bad node"]
 """ended: by Slurm, as when a node dies or at scancel. asked for: by the ranks themselves, after a signal that they heard, a
-hang, or a NaN that points to a device. bad node: by the preflight; the ranks were not started."""
+hang, or a NaN that points to a device; or by staging, to which the source of the data gave no answer. bad node: by the
+preflight; the ranks were not started."""
 
 
 @dataclass(frozen=True)

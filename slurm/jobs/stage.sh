@@ -5,7 +5,7 @@ set -euo pipefail
 
 # shellcheck disable=SC2034 # submit.sh and run.sh read them
 {
-  SMOL_RANKS_PER_NODE=1 SMOL_GPUS_PER_NODE=0
+  SMOL_NODES=${SMOL_STAGE_NODES:-1} SMOL_RANKS_PER_NODE=1 SMOL_GPUS_PER_NODE=0
   SMOL_SBATCH=${SMOL_STAGE_SBATCH:-}
   job_command=("$SMOL_PYTHON" -m slurm.staging --config "$SMOL_CONFIG" --run "$SMOL_RUN"
     --out "$SMOL_RUN/slurm/staging/${SLURM_JOB_ID:-}-${SLURM_RESTART_COUNT:-0}")
