@@ -34,12 +34,15 @@ class S3Double:
         """Keys of objects that were received, in order; large ones, which come in parts, when they are put together."""
         self.faults: dict[str, list[int]] = {}
         """Part of a key -> what becomes of the next requests to write it: a status, or 0: it is held, and then breaks off."""
+        self.read_faults: dict[str, list[int]] = {}
+        """The same for requests to read it."""
         self.held, self.released = Event(), Event()
 
     def __call__(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         key, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         writes = method == "PUT" or (method == "POST" and "uploadId=" in environ["QUERY_STRING"])
-        fault = next((faults.pop(0) for part, faults in self.faults.items() if writes and part in key and faults), None)
+        due = self.faults if writes else self.read_faults
+        fault = next((faults.pop(0) for part, faults in due.items() if part in key and faults), None)
         if fault == 0:
             self.held.set()
             self.released.wait(60)

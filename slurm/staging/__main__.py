@@ -27,7 +27,7 @@ from smol_config import UserError, load
 from smol_train.config import RunConfig
 from smol_train.exit_codes import DONE, REFUSED, REQUEUE
 
-USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Faults of a disk that are as they are on the next start too."""
 
 

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from zlib import crc32
 
 from slurm.staging.disk import THREADS, Disk
 from slurm.staging.needs import StagingError
@@ -64,7 +65,10 @@ class Fetcher:
     def _from_peers(self, file: File) -> bool:
         name, entry = file
         partial = self._disk.partial(name, entry)
-        return any(peer.copy(name, entry, partial) and self._accept(file, peer.node) for peer in self._peers)
+        # Begin with another peer for each node and file, so that all serve.
+        first = crc32(f"{self._step.node}/{name}/{entry.name}".encode()) % max(1, len(self._peers))
+        peers = [*self._peers[first:], *self._peers[:first]]
+        return any(peer.copy(name, entry, partial) and self._accept(file, peer.node) for peer in peers)
 
     def _from_source(self, file: File) -> bool:
         name, entry = file

@@ -34,6 +34,8 @@ SOCKET_SECONDS = 60.0
 """A peer that is silent for so long is not asked again."""
 GATHER_SECONDS = 60.0
 """For the others' tasks to start; who comes later is not asked."""
+SPEAK_SECONDS = 60.0
+"""Between two lines that tell who is waited for."""
 
 
 class Peer:
@@ -105,15 +107,14 @@ class Step:
                 server.shutdown()
 
     def peers(self) -> list[Peer]:
-        """The other nodes, when all have begun or enough time has gone by; each node gets them in another order."""
+        """The other nodes, when all have begun or enough time has gone by."""
         if self._nodes == 1:
             return []
         deadline = time.monotonic() + GATHER_SECONDS
         while len(self._told("json")) < self._nodes and time.monotonic() < deadline:
             time.sleep(0.1)
         nodes = sorted(self._told("json") - {self.node})
-        peers = [Peer(node, **json.loads((self._folder / f"{node}.json").read_text())) for node in nodes]
-        return [*peers[self._place :], *peers[: self._place]]
+        return [Peer(node, **json.loads((self._folder / f"{node}.json").read_text())) for node in nodes]
 
     def end(self) -> None:
         """This node is through; returns when all are."""
@@ -122,7 +123,7 @@ class Step:
         (self._folder / f"{self.node}.ended").touch()
         spoke = time.monotonic()
         while len(ended := self._told("ended")) < self._nodes:
-            if time.monotonic() - spoke > 60:
+            if time.monotonic() - spoke > SPEAK_SECONDS:
                 spoke = time.monotonic()
                 self.say(f"through; waiting for {', '.join(sorted(self._told('json') - ended)) or 'the others'}")
             time.sleep(0.2)
