@@ -68,9 +68,7 @@ class Rehearsal:
         saves = checkpoint.model_copy(update={"every_steps": SAVE_EVERY, "keep_last": STEPS, "upload": upload})
         text = to_yaml(short.model_copy(update={"checkpoint": saves}))
         if root := os.environ.get("DATA_ROOT"):
-            text = text.replace(
-                f"{root}/", "${DATA_ROOT}/"
-            )  # for each rank the folder on its node's own disk (docs/staging.md)
+            text = text.replace(f"{root}/", "${DATA_ROOT}/")  # each rank has its own (docs/staging.md)
         self.short.write_text(text, encoding="utf8")
 
     # --- the ranks --------------------------------------------------------------------------------------------------------

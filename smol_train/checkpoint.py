@@ -97,8 +97,8 @@ def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dic
 
 
 def _run_yaml(config: RunConfig) -> str:
-    """The resolved configuration. Where ranks read copies of the data on their nodes' own disks (slurm/rank.sh sets both names), it
-    names the place that all nodes see."""
+    """The resolved configuration. Where ranks read copies of the data on their nodes' own disks (slurm/rank.sh sets both
+    names), it names the place that all nodes see."""
     own, shared = os.environ.get("DATA_ROOT"), os.environ.get("SMOL_SHARED_DATA")
     return to_yaml(config).replace(f"{own}/", f"{shared}/") if own and shared else to_yaml(config)
 

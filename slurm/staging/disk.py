@@ -88,8 +88,8 @@ class Disk:
         sizes = {name: size for name, size in self._own_datasets() if name not in keep}
         if needed > (room := free + sum(sizes.values())):
             raise StagingError(
-                f"{self.root} has room for {naturalsize(room)}, but {why} need {naturalsize(needed)} more; free space there, or "
-                f"name a larger disk in SMOL_LOCAL_DATA"
+                f"{self.root} has room for {naturalsize(room)}, but {why} need {naturalsize(needed)} more; free space there, "
+                f"or name a larger disk in SMOL_LOCAL_DATA"
             )
         removed = []
         for name, size in sizes.items():

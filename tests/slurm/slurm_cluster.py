@@ -161,6 +161,7 @@ class Submitter:
         self.cluster, self.folder = cluster, folder
         self.run = folder / "run"
         self.settings = dict(SETTINGS)
+        self.config = QUICKSTART
         self.overrides = [f"train.output_dir={self.run}"]
         self.environment: dict[str, str] = {}
         """Of submit.sh, which jobs inherit."""
@@ -178,7 +179,7 @@ class Submitter:
 
     def job(self, name: str, *options: str) -> str:
         """Submit; returns the job's id."""
-        outcome = self(name, str(QUICKSTART), *self.overrides, *(["--", *options] if options else []))
+        outcome = self(name, str(self.config), *self.overrides, *(["--", *options] if options else []))
         assert outcome.code == 0, outcome
         found = re.match(r"job (\d+): ", outcome.out)
         assert found, outcome

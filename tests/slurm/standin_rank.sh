@@ -14,6 +14,7 @@ behaviour=$1
 stopped=""
 trap 'stopped=yes' USR1 TERM
 printf '%s %s %s %s\n' "$SLURM_PROCID" "$SLURMD_NODENAME" "$$" "${SLURM_RESTART_COUNT:-0}" >>"$SMOL_RUN/ranks"
+printf '%s %s %s\n' "$SLURMD_NODENAME" "${DATA_ROOT:-}" "${SMOL_SHARED_DATA:-}" >>"$SMOL_RUN/data_roots"
 
 save() {
   local newest
