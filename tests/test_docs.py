@@ -1,6 +1,7 @@
 """What the documents say is true: paths exist, commands run, every file says what it is for."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -58,11 +59,10 @@ def test_every_file_says_what_it_is_for(path: Path) -> None:
 def commands() -> list[str]:
     """Commands of ours in the documents that need neither data nor a GPU: those with --dry-run, or a --help of each."""
     found = set()
+    ours = r"pretrain_smol\.py|-m (?:data_tools|conversion|evaluation|(?:smol_train|slurm|benchmarks)\.\w+)"
     for document in DOCUMENTS:
-        for command in re.findall(
-            r"python (?:pretrain_smol\.py|-m (?:data_tools|conversion|smol_train\.\w+)) ?[^\n`|]*", document.read_text()
-        ):
-            words = shlex.split(command.split("->")[0], comments=True)[1:]
+        for command in re.findall(rf"python (?:{ours}) ?[^\n`|]*", document.read_text()):
+            words = shlex.split(re.split("->|[:;] ", command)[0], comments=True)[1:]
             if "--dry-run" in words:
                 found.add(shlex.join(words))
             elif words[0] == "-m":
@@ -77,6 +77,35 @@ def test_commands_in_the_documents_run(command: str) -> None:
         [sys.executable, *shlex.split(command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def submissions() -> list[str]:
+    """What the documents give to submit.sh; C.yaml stands for a configuration of the reader's."""
+    found = set()
+    for document in DOCUMENTS:
+        for command in re.findall(r"bash slurm/submit\.sh ((?:--[\w-]+ )?[a-z]+ \S*\.yaml[^\n`|;#]*)", document.read_text()):
+            words = [word for word in shlex.split(command) if word not in ("--dry-run", "--test-only")]
+            found.add(shlex.join(words).replace(" C.yaml", " configs/smollm3/pretrain.yaml"))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("arguments", submissions())
+def test_jobs_in_the_documents_can_be_submitted(arguments: str, tmp_path: Path) -> None:
+    settings = tmp_path / "env.sh"
+    example = (REPOSITORY / "slurm" / "env.sh.example").read_text()
+    settings.write_text(f"{example}\nSMOL_PYTHON={sys.executable} RUN_ROOT={tmp_path}\n")
+    command = ["bash", "slurm/submit.sh", "--dry-run", *shlex.split(arguments)]
+    result = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "SMOL_ENV": str(settings), "USER": "me"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"--job-name={arguments.split()[0]}-" in result.stdout and list(tmp_path.iterdir()) == [settings]
 
 
 def test_the_tests_that_the_documents_name_exist() -> None:

@@ -141,14 +141,18 @@ class Cluster:
         self._tidy()
 
     def _tidy(self) -> None:
-        for pending in ("--state=PENDING", "--state=RUNNING"):
-            self.run("scancel", f"--user={os.getuid()}", pending)
-        wait_until(lambda: not self.jobs(), "jobs do not end")
+        wait_until(self._without_jobs, "jobs do not end")
         for node in ("n1", "n2", "n3", "c1"):
             pid = self.folder / "pid" / f"slurmd-{node}.pid"
             if not pid.exists() or not Path(f"/proc/{pid.read_text().strip()}").exists():
                 self.lab("node-start", node)
         wait_until(self._all_idle, "nodes do not come back")
+
+    def _without_jobs(self) -> bool:
+        """Cancels what there is: again and again, since a job may just be on its way back into the queue."""
+        for state in ("PENDING", "RUNNING"):
+            self.run("scancel", f"--user={os.getuid()}", f"--state={state}")
+        return not self.jobs()
 
     def _all_idle(self) -> bool:
         return len(self.run("sinfo", "--noheader", "--partition=train,cpu", "--states=idle", "--Node").out.splitlines()) == 4

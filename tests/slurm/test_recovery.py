@@ -147,15 +147,16 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     cluster.lab("node-start", "n2")
 
     story.train()
-    bad.write_text("n3\n")
+    bad.write_text("n1\n")
     story.fault("kill-rank")
     story.wait_for_start(8)
     last_job = story.starts()[-1]["job"]
     assert cluster.wait_for_state(last_job, "COMPLETED", "FAILED") == "COMPLETED", preflight.log()
     assert cluster.wait_for_state(uploads, "COMPLETED", "FAILED") == "COMPLETED", preflight.log()
 
-    both, spare = ["n1", "n2"], ["n1", "n3"]
-    assert [line["nodes"] for line in story.starts()] == [both] * 5 + [spare] * 2 + [both], "the spare, and the mended node"
+    nodes = [line["nodes"] for line in story.starts()]
+    assert nodes[:6] == [["n1", "n2"]] * 5 + [["n1", "n3"]], "the spare took the lost node's place"
+    assert "n1" in nodes[6] and nodes[7:] == [["n2", "n3"]], "the mended node, or the spare, that of the bad one"
     assert [one.what for one in incidents(read_history(story.run))] == [
         "crash (kill-rank)",
         "hang (hang-rank)",
@@ -172,3 +173,22 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     disturbed = story.lines("metrics.jsonl")
     assert [line["step"] for line in disturbed] == list(range(1, STEPS + 1))
     assert [line["train/loss"] for line in disturbed] == reference["loss"], "bit for bit"
+
+
+def test_a_run_goes_on_where_a_cluster_has_none_of_it(cluster: Cluster, submit: Submitter, corpus: Path) -> None:
+    """No S3, no local disks, no preflight, no reservation, no spare, and no right to requeue."""
+    submit.settings |= {"SMOL_NODES": "3", "SMOL_REQUEUE": "chain", "SMOL_SRUN": "--wait=20"}
+    assert not {"SMOL_RESERVATION", "SMOL_PREFLIGHT", "SMOL_LOCAL_DATA", "SMOL_DATA_SOURCE"} & submit.settings.keys()
+    submit.overrides = [*settings(corpus, submit.run), "train.global_batch_size=6"]
+    story = Story(cluster, submit)
+    story.train()
+    story.fault("kill-rank")
+    story.wait_for_start(2)
+    story.train()
+    assert cluster.run("scancel", "--batch", "--signal=USR1", story.starts()[-1]["job"]).code == 0
+    story.wait_for_start(3)
+    jobs_of_chain = [line["job"] for line in story.starts()]
+    assert cluster.wait_for_state(jobs_of_chain[-1], "COMPLETED", "FAILED") == "COMPLETED", submit.log()
+    assert len(set(jobs_of_chain)) == 3, "each start is a job of its own"
+    assert [line["step"] for line in story.lines("metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert len(whole_checkpoints(story.run)) == 3 and not (story.run / "uploads").exists(), "checkpoint.keep_last"

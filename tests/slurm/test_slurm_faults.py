@@ -1,7 +1,7 @@
 """Faults on purpose (slurm/faults.sh): each does what it says, to what it names and to nothing else, and is noted.
 
 What the ranks do is a stand-in's; Slurm, files and signals are real. That runs outlive such faults: test_slurm_requeue.py,
-test_slurm_training.py.
+test_recovery.py.
 """
 
 import json

@@ -1,5 +1,6 @@
 """What becomes of a job: ends, crashes, signals, suspected nodes. Ranks are stand-ins (standin_rank.sh), Slurm is real."""
 
+import getpass
 import json
 import os
 import signal
@@ -147,6 +148,33 @@ def test_a_chain_goes_on_after_a_lost_node(cluster: Cluster, submit: Submitter) 
     finish(cluster, submit, second)
     assert cluster.state(first) in ("NODE_FAIL", "FAILED")
     assert told(submit, "start", "nodes") == [["n1", "n2"], ["n1", "n3"]]
+
+
+@pytest.mark.slow
+def test_the_spare_of_a_reservation_evaluates_until_it_is_needed(cluster: Cluster, submit: Submitter) -> None:
+    reservation = ["ReservationName=held", "StartTime=now", "Duration=60", "Nodes=n[1-3]", f"Users={getpass.getuser()}"]
+    assert cluster.run("scontrol", "create", "reservation", *reservation).code == 0
+    try:
+        submit.settings["SMOL_RESERVATION"] = "held"
+        job = submit.job("standin", "work")
+        wait_for_ranks(submit, 2)
+        options = ["--partition=idle", "--reservation=held", "--exclusive", "--requeue", "--output=/dev/null"]
+        evaluation = cluster.run("sbatch", "--parsable", *options, "--wrap=sleep 500").out.strip()
+        cluster.wait_for_state(evaluation, "RUNNING")
+        assert cluster.field(evaluation, "NodeList") == "n3"
+        cluster.lab("node-kill", "n2")
+        wait_for_ranks(submit, 4)
+        assert told(submit, "start", "nodes") == [["n1", "n2"], ["n1", "n3"]]
+        assert cluster.state(evaluation) == "PENDING", "it gave way, and waits for a node"
+        cluster.lab("node-start", "n2")
+        cluster.wait_for_state(evaluation, "RUNNING")
+        assert cluster.field(evaluation, "NodeList") == "n2", "mended, it is the spare"
+        finish(cluster, submit, job)
+        cluster.run("scancel", evaluation)
+        wait_until(lambda: not cluster.jobs(), "jobs do not end")
+    finally:
+        cluster.run("scancel", f"--user={os.getuid()}")
+        wait_until(lambda: cluster.run("scontrol", "delete", "ReservationName=held").code == 0, "the reservation stays")
 
 
 @pytest.mark.slow
