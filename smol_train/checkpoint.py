@@ -84,7 +84,7 @@ def save(
     with gathered_parameters(chunks):
         weights = _sharded_weights(chunks, metadata)
         tensors = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=metadata)}
-        return _begin(run / folder_name(state.step), tensors, state, _run_yaml(config), form)
+        return _begin(run / folder_name(state.step), tensors, state, recorded(config), form)
 
 
 def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any], read: Read | None = None) -> Path:
@@ -96,7 +96,7 @@ def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dic
     return _begin(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None, read).finish().folder
 
 
-def _run_yaml(config: RunConfig) -> str:
+def recorded(config: RunConfig) -> str:
     """The resolved configuration. Where ranks read copies of the data on their nodes' own disks (slurm/rank.sh sets both
     names), it names the place that all nodes see."""
     own, shared = os.environ.get("DATA_ROOT"), os.environ.get("SMOL_SHARED_DATA")

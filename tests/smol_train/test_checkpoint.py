@@ -8,9 +8,13 @@ import jobs
 import pytest
 import yaml
 from ranks import RankError, Ranks
+from tiny_runs import QUICKSTART
 
+from smol_config import load
+from smol_train.checkpoint import recorded
 from smol_train.checkpoint_folder import MARKER
 from smol_train.checkpoint_integrity import find
+from smol_train.config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,14 @@ def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
     assert set(state["versions"]) == {"torch", "megatron-core"}
     assert set(state["data"]["manifests"]) == {"code", "docs"}
     assert yaml.safe_load((folder / "run.yaml").read_text())["model"]["hidden_size"] == 64
+
+
+def test_a_checkpoint_names_the_data_that_all_nodes_see(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(RunConfig, QUICKSTART, [*overrides, "data.datasets.code=/disk/n1/code", "data.datasets.docs=/elsewhere/docs"])
+    monkeypatch.setenv("DATA_ROOT", "/disk/n1")
+    assert yaml.safe_load(recorded(config))["data"]["datasets"]["code"] == "/disk/n1/code"
+    monkeypatch.setenv("SMOL_SHARED_DATA", "/shared/data")
+    assert yaml.safe_load(recorded(config))["data"]["datasets"] == {"code": "/shared/data/code", "docs": "/elsewhere/docs"}
 
 
 INTERLEAVED = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
