@@ -128,7 +128,9 @@ data_is_near() {
   set_launcher --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
   run_step "$SMOL_PYTHON" -m slurm.staging --config "$SMOL_CONFIG" --run "$SMOL_RUN" \
     --out "$SMOL_RUN/slurm/staging/$SLURM_JOB_ID-$restart"
-  [[ $code == 0 ]] && SMOL_STAGED=$SMOL_LOCAL_DATA
+  [[ $code == 0 ]] || return 1
+  SMOL_STAGED=$SMOL_LOCAL_DATA
+  code=85 # again that of ranks that have not begun
 }
 
 # --- the ranks -------------------------------------------------------------------------------------------------------------

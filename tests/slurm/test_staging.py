@@ -69,10 +69,11 @@ def test_the_checkpoint_before_the_newest_counts_as_well_and_a_damaged_one_does_
     assert needs(bench).soon == ["common", "held_out/common", "three", "two"]
 
 
-def test_a_run_that_branches_off_begins_at_its_checkpoints_step(bench: Bench) -> None:
-    other = bench.checkpoint(8).rename(bench.folder / "branch_point")
-    bench.run.rmdir()
-    text = f"start_from: {{checkpoint: {other}, optimizer: true, data_position: true}}\n"
+@pytest.mark.parametrize("place", ["other/iter_0000008", "other"])
+def test_a_run_that_branches_off_begins_at_its_checkpoints_step(bench: Bench, place: str) -> None:
+    bench.checkpoint(8)
+    bench.run.rename(bench.folder / "other")
+    text = f"start_from: {{checkpoint: {bench.folder / place}, optimizer: true, data_position: true}}\n"
     bench.config.write_text(bench.config.read_text() + text)
     assert needs(bench).soon == ["four", "held_out/common", "three"]
 
