@@ -1,5 +1,6 @@
 """Staging on three virtual nodes, each with a folder of its own: ahead of time, and in a training job that got another node."""
 
+import fcntl
 import shutil
 
 import pytest
@@ -51,9 +52,15 @@ def test_a_node_gets_its_data_from_others_before_its_rank_joins(cluster: Cluster
     assert sorted(roots) == [[node, f"{bench.folder}/disk/{node}", str(bench.shared)] for node in nodes]
 
 
-def test_data_that_cannot_be_had_ends_a_training_job(cluster: Cluster, submit: Submitter, bench: Bench) -> None:
+def test_a_training_job_ends_with_its_staging(cluster: Cluster, submit: Submitter, bench: Bench) -> None:
     (bench.shared / "one" / "0.ds").unlink()
-    job = submit.job("standin", "work")
+    (bench.folder / "disk" / "n1").mkdir(parents=True)
+    with (bench.folder / "disk" / "n1" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another job that loads the node
+        job = submit.job("standin", "work")
+        submit.wait_for_log("n1: another job loads ")
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        submit.wait_for_log("the ranks ended with 85 (time limit)", "back in the queue")
     assert cluster.wait_for_state(job, "COMPLETED", "FAILED") == "FAILED"
-    assert cluster.field(job, "ExitCode") == "93:0", "it is not started again"
+    assert cluster.field(job, "ExitCode") == "93:0", "data that is not there: it is not started again"
     assert f"n1: error: {bench.shared}/one/0.ds cannot be read (No such file" in submit.log() and not submit.ranks()
