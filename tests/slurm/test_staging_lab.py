@@ -52,6 +52,7 @@ def test_a_node_gets_its_data_from_others_before_its_rank_joins(cluster: Cluster
     assert sorted(roots) == [[node, f"{bench.folder}/disk/{node}", str(bench.shared)] for node in nodes]
 
 
+@pytest.mark.slow
 def test_a_training_job_ends_with_its_staging(cluster: Cluster, submit: Submitter, bench: Bench) -> None:
     (bench.shared / "one" / "0.ds").unlink()
     (bench.folder / "disk" / "n1").mkdir(parents=True)
