@@ -64,13 +64,14 @@ network: {megabytes: 1, iterations: 2, all: 0.000001}
 
 @pytest.fixture
 def preflight(submit: Submitter, corpus: Path, tmp_path: Path) -> Submitter:
-    """Submits to all three nodes, with the checks before it; programs in tmp_path/bin come before others."""
+    """Submits to all three nodes, with checks and staging before it; programs in tmp_path/bin come before others."""
     (tmp_path / "limits.yaml").write_text(LIMITS)
-    submit.overrides = [*tiny_overrides(corpus, submit.run), "train.global_batch_size=6"]
+    submit.overrides = [*tiny_overrides(Path("${DATA_ROOT}"), submit.run), "train.global_batch_size=6"]
     submit.settings |= {
         "SMOL_NODES": "3",
         "SMOL_PREFLIGHT": str(tmp_path / "limits.yaml"),
         "SMOL_PREFLIGHT_MINUTES": "5",
+        "DATA_ROOT": str(corpus),
         "SMOL_LOCAL_DATA": str(tmp_path / "disk" / "%N"),
         "PATH": f"{tmp_path / 'bin'}:$PATH",
     }
