@@ -214,7 +214,7 @@ def rows(found: Sequence[Incident]) -> list[tuple[str, ...]]:
     return [
         (
             one.what,
-            f"{one.last_step:,}",
+            f"{one.last_step:,}" if one.last_step else "-",
             span(one.began, one.detected),
             span(one.detected or one.began, one.started_again),
             span(one.started_again, one.first_step),
