@@ -383,6 +383,9 @@ def test_two_jobs_do_not_load_a_node_at_once(bench: Bench, monkeypatch: pytest.M
         if "another job" in sentence:
             waited.extend([sentence, *bench.copied()])
             fcntl.flock(lock, fcntl.LOCK_UN)
+        else:
+            with pytest.raises(BlockingIOError):  # now the node is this one's
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     monkeypatch.setattr(Step, "say", say)
     with (bench.disk / ".lock").open("w") as lock:
