@@ -113,7 +113,7 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     fake_program(tmp_path, "dcgmi", f'[[ $SLURMD_NODENAME != "$(cat {bad})" ]] || exit 226')
     bad.write_text("none\n")
     preflight.settings |= {"SMOL_NODES": "2", "SMOL_SRUN": "--wait=20"}
-    preflight.overrides = [*settings(corpus, preflight.run), "checkpoint.upload=s3://bucket/runs"]
+    preflight.overrides = [*settings(Path("${DATA_ROOT}"), preflight.run), "checkpoint.upload=s3://bucket/runs"]
     story = Story(cluster, preflight)
     uploads = preflight.job("upload", "--every", "1")
 
@@ -166,6 +166,8 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
         "crash (kill-rank)",
         "bad node",
     ]
+    for node in ("n1", "n2", "n3"):
+        assert (tmp_path / "disk" / node / "tokens" / "code" / "manifest.json").is_file(), "each read its own copy of the data"
     for checkpoint in whole_checkpoints(story.run):
         assert note_of(checkpoint), "everything has arrived in the end"
 
