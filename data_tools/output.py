@@ -71,8 +71,11 @@ def check_file(path: Path) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens meanwhile."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Write a small file so that it is there whole or not at all, whatever happens meanwhile.
+
+    What a killed process left beside it goes with the next call: the name is the same for all, of whom one writes at a time.
+    """
+    partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(text, encoding="utf8")
         partial.rename(path)

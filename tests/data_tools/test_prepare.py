@@ -255,8 +255,8 @@ def test_a_fetch_that_was_killed_at_once_is_not_taken_for_own_text(tool: Tool, p
 def test_killed_and_given_again_it_makes_the_same_bytes(tool: Tool, place: Place, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_tools", *map(str, place.arguments("--workers", 2))]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    first = place.tokens / "code" / "manifest.json"
-    while not first.exists() and process.poll() is None:
+    first, working = place.tokens / "code" / "manifest.json", place.tokens / ".code.partial"
+    while (not first.exists() or working.exists()) and process.poll() is None:  # the first dataset is done, and tidied up
         time.sleep(0.01)
     process.kill()
     process.wait()

@@ -144,6 +144,6 @@ def test_every_setting_is_explained_in_the_example() -> None:
         for script in [*(REPOSITORY / "slurm").glob("*.sh"), *(REPOSITORY / "slurm" / "jobs").glob("*.sh")]
         for name in re.findall(r"\bSMOL_[A-Z_]+\b", script.read_text())
     }
-    of_the_job = {"SMOL_RUN", "SMOL_CODE", "SMOL_CONFIG", "SMOL_ENDS", "SMOL_ENV", "SMOL_"}
+    of_the_job = {f"SMOL_{name}" for name in ("RUN", "CODE", "CONFIG", "ENDS", "ENV", "STAGED", "SHARED_DATA", "")}
     assert {name for name in used - of_the_job if name not in example} == set()
     assert {name for name in SETTINGS if name.startswith("SMOL_") and name not in example} == set()
