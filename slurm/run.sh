@@ -162,6 +162,9 @@ run_step() {
 
 # Sets reason: why the ranks ended.
 find_reason() {
+  if [[ $code == 0 && -n $asked && $job_trains == no ]]; then
+    code=85 # exporters and uploaders end in peace when they are asked to, with their work before them
+  fi
   if [[ $code == 0 ]]; then
     reason="done"
   elif [[ $code == 93 ]]; then

@@ -208,6 +208,18 @@ def test_where_too_few_nodes_are_left_a_suspected_one_is_used_again(cluster: Clu
     cluster.run("scancel", job)
 
 
+def test_a_job_beside_the_run_that_ends_in_peace_when_asked_to_goes_on_later(cluster: Cluster, submit: Submitter) -> None:
+    service = "trap 'exit 0' USR1 TERM; echo at work; while [[ ! -e $SMOL_RUN/finish ]]; do sleep 0.2; done"
+    (cluster.repository / "slurm" / "jobs" / "service.sh").write_text(f'one_cpu_node\njob_command=(bash -c "{service}")\n')
+    submit.settings["SMOL_CPU_CORES"] = "1"
+    job = submit.job("service")
+    submit.wait_for_log("at work")
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: submit.log().count("0: at work") == 2, "it does not go on")
+    finish(cluster, submit, job)
+    assert told(submit, "end", "reason") == ["time limit", "done"] and told(submit, "end", "code") == [85, 0]
+
+
 def test_a_cancelled_job_stays_away(cluster: Cluster, submit: Submitter) -> None:
     job = submit.job("standin", "work")
     wait_for_ranks(submit, 2)
