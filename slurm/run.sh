@@ -51,6 +51,9 @@ set_rendezvous() {
   # The address that Slurm itself uses: names of nodes do not resolve everywhere.
   MASTER_ADDR=$(retry scontrol show node "$head" --oneliner | grep -o ' NodeAddr=[^ ]*' | cut -d= -f2)
   MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # jobs that share a node do not meet; below the ports that the kernel hands out
+  while (: <"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do # somebody else listens there
+    MASTER_PORT=$((MASTER_PORT + 1))
+  done
   export MASTER_ADDR MASTER_PORT
 }
 

@@ -12,13 +12,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the ranks of a test share two cores
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of run_tests.sh's two workers, one takes all tests of a file, which share fixtures, and one all of the lab cluster."""
-    on_lab = {item.path for item in items if "lab" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("lab" if item.path in on_lab else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What quickstart.sh prepares: text/, tokenizer/, tokens/{code,docs,held_out/code,held_out/docs}."""

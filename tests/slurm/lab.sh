@@ -61,6 +61,8 @@ SlurmctldTimeout=10
 KillWait=5
 ReturnToService=1
 JobRequeue=1
+# Jobs of two clusters on one machine have numbers, and so rendezvous ports (run.sh), of their own.
+FirstJobId=$((port % 1000 * 40 + 1))
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobCompType=jobcomp/filetxt

@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import signal
+import socket
 from typing import Any
 
 import pytest
@@ -36,6 +37,18 @@ def test_a_job_that_ends_is_done(cluster: Cluster, submit: Submitter) -> None:
     assert told(submit, "start", "nodes") == [["n1", "n2"]] and told(submit, "start", "checkpoint") == [-1]
     assert (told(submit, "end", "reason"), told(submit, "end", "next")) == (["done"], ["done"])
     assert not any((submit.run / "slurm" / "ends").iterdir())
+
+
+def test_ranks_meet_at_a_port_that_nobody_has(cluster: Cluster, submit: Submitter) -> None:
+    submit.settings["SMOL_SBATCH"] += " --hold"
+    job = submit.job("standin", "work")
+    port = 20000 + int(job) % 10000
+    with socket.create_server(("127.0.0.1", port)):
+        cluster.run("scontrol", "release", job)
+        wait_for_ranks(submit, 2)
+    finish(cluster, submit, job)
+    [environment] = (submit.run / "slurm" / "logs").glob("*.env")
+    assert f"\nMASTER_PORT={port + 1}\n" in environment.read_text()
 
 
 def test_a_killed_rank_is_started_again(cluster: Cluster, submit: Submitter) -> None:

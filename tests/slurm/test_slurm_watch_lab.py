@@ -1,6 +1,7 @@
 """The watcher on a real Slurm: what Slurm does not see is started again; a controller that is away harms nothing."""
 
 import os
+import re
 import signal
 import time
 from datetime import UTC, datetime
@@ -66,9 +67,8 @@ def test_what_slurm_does_not_see_is_started_again_by_the_watcher(here: Cluster, 
     (submit.run / "finish").touch()
     assert here.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", submit.log()
     text = logbook(submit)
-    assert text.count("**silent** job ") == 1 and text.count("**start** job ") == 2 and "from step 10\n" in text, (
-        "the rank that was left saved when the job was ended"
-    )
+    assert text.count("**silent** job ") == 1 and text.count("**start** job ") == 2
+    assert re.search(r"from step (5|10)\n", text), "whether or not the rank that was left had the time to save once more"
 
 
 @pytest.mark.slow
