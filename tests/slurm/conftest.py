@@ -13,7 +13,7 @@ from tiny_runs import tiny_overrides
 
 def free_ports(count: int) -> int:
     """The first of `count` ports in a row that nobody listens on."""
-    for first in range(30000 + os.getpid() % 1000 * 2, 32700, count):
+    for first in range(30000 + os.getpid() % 500 * count, 32700, count):
         with_socket = [socket.socket() for _ in range(count)]
         try:
             for offset, one in enumerate(with_socket):
