@@ -46,6 +46,7 @@ class Alerts(Callback):
         self.waiting: queue.Queue[str] = queue.Queue(WAITING)
         self.dropped = 0
         """Messages that could not be delivered."""
+        self.closed = threading.Event()
         self.poster = threading.Thread(target=self._post_for_ever, name="alerts", daemon=True)
 
     def __enter__(self) -> "Alerts":
@@ -57,6 +58,7 @@ class Alerts(Callback):
         if error is not None:
             self.alert("crashed", f"{type(error).__name__}: {str(error).partition(chr(10))[0][:500]}")
         self.drain()
+        self._close()
 
     def alert(self, event: AlertEvent, text: str) -> None:
         """Tell `text`; returns at once. Any thread may call it."""
@@ -97,9 +99,21 @@ class Alerts(Callback):
         else:
             self.alert("done", f"{total:,} steps, {trainer.state.tokens:,} tokens")
 
+    def _close(self) -> None:
+        """The thread ends, after the try it is at: nothing is posted or logged by it once the run's folder is left."""
+        self.closed.set()
+        left = self.waiting.unfinished_tasks
+        if left and self.poster.is_alive():
+            self.dropped += left
+            logger.warning("%d alerts dropped: not delivered within %g s of the end", left, self.drain_seconds)
+        with contextlib.suppress(queue.Full):  # full: the thread does not wait for a message, and sees the event
+            self.waiting.put_nowait("")
+
     def _post_for_ever(self) -> None:
         while True:
             text = self.waiting.get()
+            if self.closed.is_set():
+                return
             try:
                 self._post(text)
             finally:
@@ -109,8 +123,8 @@ class Alerts(Callback):
         assert self.url
         reason = ""
         for number in range(TRIES):
-            if number:
-                time.sleep(FIRST_WAIT_SECONDS * 2 ** (number - 1))
+            if number and self.closed.wait(FIRST_WAIT_SECONDS * 2 ** (number - 1)):
+                return
             try:
                 request = urllib.request.Request(
                     self.url, json.dumps({"text": text}).encode(), {"Content-Type": "application/json"}
@@ -121,5 +135,7 @@ class Alerts(Callback):
             except Exception as error:  # whatever a network does: a run does not end for it
                 # Only the kind: the text of some errors holds the URL, and with it the channel's secret.
                 reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
+        if self.closed.is_set():
+            return
         self.dropped += 1
         logger.warning("alert dropped after %d tries (%s): %s", TRIES, reason, text)

@@ -66,14 +66,27 @@ def test_a_server_that_fails_is_asked_three_times(
     assert channel.posts[-1][1]["text"].endswith("still there")
 
 
-def test_a_server_that_hangs_holds_up_neither_training_nor_its_end(channel: Channel, tmp_path: Path) -> None:
+def test_a_server_that_hangs_holds_up_neither_training_nor_its_end(
+    channel: Channel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     channel.codes = [0] * 1000
     started = time.monotonic()
     with Alerts(settings(channel.url), tmp_path, is_main=True, drain_seconds=0.5) as alerts:
         for number in range(alerts_module.WAITING + 50):  # more than may wait: the rest is dropped, not waited for
             alerts.alert("started", str(number))
     assert time.monotonic() - started < 10 <= alerts.try_seconds  # less than one try: nothing waited for the server
-    assert len(written(tmp_path)) == alerts_module.WAITING + 50
+    assert len(written(tmp_path)) == alerts_module.WAITING + 50 == alerts.dropped
+    assert "alerts dropped: not delivered within 0.5 s of the end" in caplog.text
+
+
+def test_nothing_is_posted_or_logged_after_the_end(channel: Channel, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    channel.codes = [500] * 1000
+    with Alerts(settings(channel.url), tmp_path, is_main=True, drain_seconds=0.1) as alerts:
+        for number in range(3):
+            alerts.alert("started", str(number))
+    told = len(caplog.records)
+    alerts.poster.join(timeout=10)
+    assert not alerts.poster.is_alive() and len(caplog.records) == told and len(channel.posts) <= 1 and alerts.dropped == 3
 
 
 def test_no_server_and_no_disk_cost_nothing_but_a_line(
