@@ -7,21 +7,19 @@ so a training set could lose documents unseen. Lines that give no document are c
 zero unless told otherwise. Documents whose text is empty are left out and counted.
 """
 
-import gzip
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import pyarrow
 import pyarrow.parquet
-import zstandard
 from datatrove.data import Document
 from datatrove.pipeline.readers.base import BaseDiskReader
 from loguru import logger
 
+from data_tools.compressed_lines import decompressed_lines
 from smol_config import UserError
 
 
@@ -96,7 +94,7 @@ class JsonlReader(StrictReader):
     name = "JSON Lines"
 
     def documents_of(self, filepath: str) -> Iterator[Document]:
-        with _lines(filepath) as lines:
+        with decompressed_lines(filepath) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.isspace():
                     continue
@@ -164,50 +162,6 @@ def _parsed(line: bytes, filepath: str, number: int) -> Any:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise UserError(f"{filepath}, record {number}: not valid JSON ({error}); mend or remove the line") from error
-
-
-@contextmanager
-def _lines(filepath: str) -> Iterator[Iterable[bytes]]:
-    """The lines of a file, decompressed by its ending."""
-    with Path(filepath).open("rb") as file:
-        if filepath.endswith(".gz"):
-            yield gzip.GzipFile(fileobj=file)
-        elif filepath.endswith(".zst"):
-            yield io.BufferedReader(_ZstdStream(file), buffer_size=2**20)
-        else:
-            yield file
-
-
-class _ZstdStream(io.RawIOBase):
-    """A zstd file of one frame or of many (made by `cat`, by parallel writers); a truncated one raises EOFError.
-
-    zstandard's own reader ends without a word where the file ends, even in the middle of a frame.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._frame: Any = None
-        self._rest, self._text = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._text:
-            data = self._rest or self._file.read(2**17)
-            self._rest = b""
-            if not data:
-                if self._frame:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._text = memoryview(self._frame.decompress(data))
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._text))
-        buffer[:count] = self._text[:count]
-        self._text = self._text[count:]
-        return count
 
 
 @contextmanager

@@ -1,0 +1,169 @@
+"""Chats to text, token ids and loss mask, and answers back into their parts. The one place that knows what templates do.
+
+    templates/hybrid.jinja    this project's: /think and /no_think, instructions, tools (docs/chat_template.md)
+    templates/chatml.jinja    plain ChatML, for mid-training
+
+The text between a template's {% generation %} markers is what the loss sees. Rendering is transformers' own, so training sees
+what inference servers render; token ids and masks are those of its apply_chat_template (a test compares them).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smol_config import UserError, nearest
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+THINK, END_THINK = "<think>", "</think>"
+TEMPLATES = Path(__file__).parent / "templates"
+REASONING_PARSER, TOOL_PARSER = "qwen3", "hermes"
+"""What vLLM and SGLang call the parsers that read this template's answers; for model cards."""
+
+
+# --- templates ---------------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: str, template: str) -> Any:
+    """The tokenizer of a Hugging Face folder with the chat template that `template` names, which is saved with it.
+
+    `template`: hybrid, chatml, model (the folder's own) or the path of a Jinja file. Raises UserError when either is missing.
+    """
+    from transformers import AutoTokenizer
+
+    if not Path(model).is_dir():
+        raise UserError(f"model={model} is not a folder; give a Hugging Face folder, as `python -m conversion to-hf` makes it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except Exception as error:  # depends on which file is missing or damaged
+        raise UserError(
+            f"model={model}: its tokenizer does not load ({str(error).splitlines()[0]}); mend the folder"
+        ) from error
+    if template != "model":
+        tokenizer.chat_template = read_template(template)
+    elif not tokenizer.chat_template:
+        raise UserError(f"data.template=model: the tokenizer of {model} has no chat template; set hybrid, chatml or a path")
+    return tokenizer
+
+
+def read_template(template: str) -> str:
+    """The text of a template, by its name here or the path of a file."""
+    names = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+    path = TEMPLATES / f"{template}.jinja" if template in names else Path(template)
+    if not path.is_file():
+        raise UserError(
+            f"data.template={template} is neither a file nor a template here; {nearest(template, [*names, 'model'])}"
+        )
+    return path.read_text(encoding="utf8")
+
+
+# --- rendering ---------------------------------------------------------------------------------------------------------------
+
+
+class Rendered(NamedTuple):
+    """A chat as text."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Characters [begin, end) that the markers enclose, one for each assistant turn."""
+
+
+class Renderer:
+    """Renders chats with a tokenizer's template; made once, used for every row."""
+
+    def __init__(self, tokenizer: Any, today: str | None = None) -> None:
+        """`today`: the date that the template shows; None: this day."""
+        self.tokenizer = tokenizer
+        self._variables = {**tokenizer.special_tokens_map, **({"today_date": today} if today else {})}
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], prompt: bool = False, **options: Any) -> Rendered:
+        """The text; with `prompt`, ended by what the model is asked to go on from.
+
+        `options` are the template's variables. Raises jinja2.TemplateError where the template refuses the messages.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered: Any = render_jinja_template(
+            conversations=[list(messages)],  # type: ignore[list-item]  # mappings do, it only reads them
+            chat_template=self.tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=prompt,
+            **{**self._variables, **options},
+        )
+        texts, spans = rendered
+        return Rendered(texts[0], spans[0])
+
+    def encode(self, rendered: Sequence[Rendered]) -> list["Encoded"]:
+        """Token ids and token spans of many chats at once; the tokenizer uses its threads."""
+        if not rendered:
+            return []
+        batch = self.tokenizer([chat.text for chat in rendered], add_special_tokens=False, return_attention_mask=False)
+        return [
+            Encoded(ids, _token_spans(encoding, chat.spans, len(ids)))
+            for chat, ids, encoding in zip(rendered, batch["input_ids"], batch.encodings, strict=True)
+        ]
+
+
+class Encoded(NamedTuple):
+    """A chat as token ids."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """Tokens [begin, end) that the loss sees."""
+
+
+def _token_spans(encoding: Any, spans: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Where the characters' spans lie among the tokens, as transformers' own mask has it."""
+    found = []
+    for begin, end in spans:
+        if begin < end:
+            last = encoding.char_to_token(end - 1)
+            found.append((encoding.char_to_token(begin), length if last is None else last + 1))
+    return found
+
+
+# --- answers -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The parts of what a model wrote."""
+
+    reasoning: str | None
+    """None where no <think> stands; else what is between the tags, trimmed."""
+    content: str
+    """The answer itself: no reasoning, no tool calls, trimmed."""
+    closed: bool = True
+    """False where <think> has no </think>: then everything after it is reasoning."""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    """name and arguments of each <tool_call> that is valid JSON."""
+    broken_calls: int = 0
+    """Tool calls that are not."""
+    code: list[str] = field(default_factory=list)
+    """What stands in <code> tags: calls of Python tools."""
+    after_reasoning: str = ""
+    """The text after </think> as it stands, tool calls included."""
+
+
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_CODE = re.compile(r"<code>(.*?)</code>", re.DOTALL)
+
+
+def parse(text: str) -> Answer:
+    """An assistant's turn, with or without its <|im_end|>, taken apart; nothing is an error."""
+    text = text.strip().removesuffix(IM_END).strip()
+    reasoning, closed, rest = None, True, text
+    if text.startswith(THINK):
+        inside, tag, rest = text[len(THINK) :].partition(END_THINK)
+        reasoning, closed, rest = inside.strip(), bool(tag), rest.strip()
+    calls, broken = [], 0
+    for written in _CALL.findall(rest):
+        try:
+            call = json.loads(written)
+            calls.append({"name": call["name"], "arguments": call.get("arguments", {})})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            broken += 1
+    content = _CALL.sub("", rest).strip()
+    return Answer(reasoning, content, closed, calls, broken, [code.strip() for code in _CODE.findall(rest)], rest)
