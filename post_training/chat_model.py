@@ -38,7 +38,7 @@ def run(hf_dir: Path, out_dir: Path, template: str = "hybrid") -> None:
     except Exception as error:  # depends on which file is missing or damaged
         raise UserError(f"{hf_dir} does not load ({str(error).strip().splitlines()[0]}); mend the folder") from error
     tokenizer, added = with_chat_tokens(base, words)
-    rows = len(model.get_input_embeddings().weight)
+    rows = _rows(model)
     if len(tokenizer) > rows:
         model.resize_token_embeddings(-(-len(tokenizer) // ROWS) * ROWS, mean_resizing=False)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def run(hf_dir: Path, out_dir: Path, template: str = "hybrid") -> None:
     with whole_folder(out_dir) as working:
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
-    now = len(model.get_input_embeddings().weight)
+    now = _rows(model)
     grown = f", embedding {rows:,} -> {now:,} rows" if now > rows else ""
     print(f"wrote {out_dir}: {', '.join(f'{token} {number}' for token, number in added.items()) or 'no new token'}{grown}")
 
@@ -95,6 +95,11 @@ def with_chat_tokens(base: Any, template: str) -> tuple[Any, dict[str, int]]:
     )
     tokenizer.chat_template = template
     return tokenizer, added
+
+
+def _rows(model: Any) -> int:
+    """Of the embedding."""
+    return len(model.get_input_embeddings().weight)
 
 
 def _rename(state: dict[str, Any], old: str, new: str) -> None:

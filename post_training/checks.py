@@ -133,14 +133,14 @@ def _source_findings(source: Source, mixed: Mixed, part: str) -> Iterator[Findin
     if not times.sum():
         yield Finding(
             "refuse",
-            f"dataset {source.name} gives no sample of its {count.total:,} rows; raise its share or data.max_length, or leave it "
-            "out",
+            f"dataset {source.name} gives no sample of its {count.total:,} rows; raise its share or data.max_length, or "
+            "leave it out",
         )
     elif (passes := float(times.mean())) > MOST_PASSES and part == "sources":
         yield Finding(
             "warn",
-            f"dataset {source.name} is gone through {passes:.1f} times in one epoch; beyond {MOST_PASSES} times repeated data is "
-            "worth little",
+            f"dataset {source.name} is gone through {passes:.1f} times in one epoch; beyond {MOST_PASSES} times repeated data "
+            "is worth little",
         )
 
 

@@ -86,8 +86,7 @@ def pack(lengths: NDArray[np.int32], capacity: int, seed: int) -> list[NDArray[n
     rows: list[NDArray[np.int64]] = []
     for start in range(0, len(lengths), PACK_AT_A_TIME):
         rows += _best_fit(lengths[start : start + PACK_AT_A_TIME], capacity, start)
-    order = np.argsort(permuted(len(rows), seed, "packed")) if rows else []
-    return [rows[place] for place in order]
+    return [rows[place] for place in np.argsort(permuted(len(rows), seed, "packed"))] if rows else []
 
 
 def _best_fit(lengths: Sequence[int] | NDArray[np.int32], capacity: int, start: int) -> list[NDArray[np.int64]]:

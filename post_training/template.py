@@ -86,7 +86,7 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered: Any = render_jinja_template(
-            conversations=[list(messages)],  # type: ignore[list-item]  # mappings do, it only reads them
+            conversations=[[dict(message) for message in messages]],
             chat_template=self.tokenizer.chat_template,
             return_assistant_tokens_mask=True,
             add_generation_prompt=prompt,
