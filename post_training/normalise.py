@@ -138,15 +138,14 @@ class Normaliser:
 
     def _options(self, record: Mapping[str, Any]) -> dict[str, Any]:
         given = self._value(record, "chat_template_kwargs")
-        given = json.loads(given) if isinstance(given, str) and given else given or {}
+        given = _from_json(given) or {}
         if unknown := [name for name in given if name not in TEMPLATE_OPTIONS]:
             raise BrokenRow(
                 "unknown template option", f"chat_template_kwargs: {unknown[0]!r}; {nearest(unknown[0], TEMPLATE_OPTIONS)}"
             )
         options = {name: value for name, value in given.items() if value is not None and value != []}
         tools = self._value(record, "tools") if "tools" in self._column else None
-        tools = json.loads(tools) if isinstance(tools, str) and tools else tools
-        return options | {"xml_tools": tools} if tools else options
+        return options | {"xml_tools": _from_json(tools)} if tools else options
 
     def _mode(self, messages: list[Message], answers: list[Message], options: dict[str, Any]) -> Literal["think", "no_think"]:
         reasons = any("reasoning_content" in message for message in answers)
@@ -232,6 +231,14 @@ def _message(item: Any) -> Message:
 
 def _malformed(text: str) -> NoReturn:
     raise BrokenRow("malformed message", text)
+
+
+def _from_json(value: Any) -> Any:
+    """Datasets whose rows differ in shape keep such columns as JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value else value
+    except ValueError as error:
+        raise BrokenRow("malformed JSON", f"{value[:40]!r} is not valid JSON ({error})") from error
 
 
 def _without_nulls(value: Any) -> Any:

@@ -8,6 +8,7 @@ batch of rows, and about 40 bytes for each sample: a million samples take 40 MB,
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,6 +31,8 @@ IGNORED = -100
 """The label that the loss leaves out, everywhere in PyTorch and transformers."""
 BATCH_CHARACTERS = 1 << 20
 BATCH_ROWS = 128
+_CODES = {"lengths": "i", "trained": "i", "modes": "B", "times": "H", "texts": "Q", "prompts": "Q", "ends": "q"}
+"""Scanned's arrays while they grow, as the array module names their types."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +123,14 @@ class _Scan:
         self._end = tokenizer.eos_token_id
         words = {"<|im_start|>", "<|im_end|>", tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token} - {None}
         self._control = re.compile("|".join(map(re.escape, sorted(words))))
-        self._columns: dict[str, list[int]] = {
-            name: [] for name in ("lengths", "trained", "modes", "times", "texts", "prompts", "ends")
-        }
+        self._columns = {name: array(code) for name, code in _CODES.items()}
         self._tallies: dict[str, dict[str, Tally]] = {group: {} for group in GROUPS}
         self._size = self._rows = 0
 
     def run(self) -> Scanned:
         for batch in _batches(self._samples()):
             self._keep(batch)
-        kinds = {"lengths": np.int32, "trained": np.int32, "modes": np.uint8, "times": np.uint16, "ends": np.int64}
-        arrays: Any = {name: np.array(column, dtype=kinds.get(name, np.uint64)) for name, column in self._columns.items()}
+        arrays: Any = {name: np.array(column) for name, column in self._columns.items()}
         return Scanned(self.task.spool, **arrays, rows=self._rows, tallies=self._tallies)
 
     def _samples(self) -> Iterator[tuple[int, int, Sample]]:
@@ -254,7 +254,7 @@ class _Scan:
         self._size += len(ready.content)
         asked = "\n".join(turn["content"] for turn in sample.messages if turn["role"] == "user") or text
         entry = {"lengths": ready.length, "trained": ready.trained, "modes": MODES.index(sample.mode), "times": times}
-        entry |= {"texts": xxhash.xxh64_intdigest(text), "prompts": xxhash.xxh64_intdigest(asked), "ends": self._size}
+        entry |= {"texts": xxhash.xxh64_intdigest(ready.content), "prompts": xxhash.xxh64_intdigest(asked), "ends": self._size}
         for name, value in entry.items():
             self._columns[name].append(value)
 
