@@ -171,8 +171,8 @@ class _Scan:
         encoded = iter(zip(rendered, self._renderer.encode(rendered), strict=True))
         for number, times, sample in owners:
             parts = [next(encoded) for _ in range(2 if sample.chosen else 1)]
-            for ready in self._ready(number, sample, parts):
-                self._write(number, times, sample, ready, "".join(text.text for text, _ in parts))
+            for piece, ready in enumerate(self._ready(number, sample, parts)):
+                self._write(times, sample, ready, "".join(text.text for text, _ in parts), piece)
 
     def _render(self, sample: Sample) -> list[Rendered]:
         if sample.mode == "text":
@@ -220,7 +220,7 @@ class _Scan:
             self._note("left_out", "nothing to train on", number, "the template marks no token of it")
             return
         answers = [turn for turn in sample.messages if turn["role"] == "assistant"]
-        if any(not turn["content"] and not turn.get("tool_calls") for turn in answers):
+        if any(not turn["content"].strip() and not turn.get("tool_calls") for turn in answers):
             self._note("noted", "empty answer", number, "an assistant's turn is empty")
         if sample.mode == "think" and "reasoning_content" not in answers[-1]:
             self._note("noted", "think without reasoning", number, "the last answer holds no reasoning, and the mode is think")
@@ -247,14 +247,18 @@ class _Scan:
 
     # --- writing -----------------------------------------------------------------------------------------------------------
 
-    def _write(self, number: int, times: int, sample: Sample, ready: _Ready, text: str) -> None:
+    def _write(self, times: int, sample: Sample, ready: _Ready, text: str, piece: int) -> None:
         import xxhash
 
         self._spool.write(ready.content)
         self._size += len(ready.content)
         asked = "\n".join(turn["content"] for turn in sample.messages if turn["role"] == "user") or text
         entry = {"lengths": ready.length, "trained": ready.trained, "modes": MODES.index(sample.mode), "times": times}
-        entry |= {"texts": xxhash.xxh64_intdigest(ready.content), "prompts": xxhash.xxh64_intdigest(asked), "ends": self._size}
+        entry |= {
+            "texts": xxhash.xxh64_intdigest(text, seed=piece),
+            "prompts": xxhash.xxh64_intdigest(asked),
+            "ends": self._size,
+        }
         for name, value in entry.items():
             self._columns[name].append(value)
 

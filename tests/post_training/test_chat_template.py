@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from chats import ASK, CALL, SYSTEM, TELL, THINK, TOOL
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from post_training.template import Renderer, load_tokenizer, parse, read_template
@@ -76,7 +76,12 @@ WORDS = st.text(alphabet=st.sampled_from("ab \n\tZ.é中🙂{}<>/\"'\u0301"), ma
 SPOKEN = WORDS.filter(str.strip)
 
 
-@settings(max_examples=150, deadline=None)
+def test_the_tokenizers_differ_in_what_becomes_of_new_lines(tokenizer: Any, newline_tokenizer: Any) -> None:
+    assert [len(one("a\n\nb", add_special_tokens=False)["input_ids"]) for one in (tokenizer, newline_tokenizer)] == [4, 3]
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "newline_tokenizer"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     system=st.none() | SPOKEN,
     turns=st.lists(st.tuples(SPOKEN, WORDS, WORDS), min_size=1, max_size=3),
@@ -84,8 +89,14 @@ SPOKEN = WORDS.filter(str.strip)
     tools=st.booleans(),
 )
 def test_the_prompt_is_a_prefix_in_tokens_and_the_trained_part_begins_where_it_ends(
-    tokenizer: Any, system: str | None, turns: list[tuple[str, str, str]], think: bool, tools: bool
+    request: pytest.FixtureRequest,
+    kind: str,
+    system: str | None,
+    turns: list[tuple[str, str, str]],
+    think: bool,
+    tools: bool,
 ) -> None:
+    tokenizer = request.getfixturevalue(kind)
     messages = [{"role": "system", "content": system}] if system else []
     render = Renderer(tokenizer, "01 July 2025")
     options = {"enable_thinking": think, "xml_tools": [TOOL] if tools else None}
