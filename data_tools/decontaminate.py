@@ -84,7 +84,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="K",
         help="texts of K to N - 1 words are matched whole, shorter ones not (default 8)",
     )
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the documents' text (default text)")
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="key or column of the text, or of conversations: messages (default text)",
+    )
     parser.add_argument(
         "--eval-key",
         action="append",

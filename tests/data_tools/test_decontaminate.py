@@ -167,6 +167,22 @@ def test_records_are_copied_with_all_their_fields_whatever_they_came_in(tool: To
         assert "dropped 1 of 2 documents; 1 more were empty" in outcome.out
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_conversations_are_searched_turn_by_turn_and_kept_as_they_are(tool: Tool, tmp_path: Path, kind: str) -> None:
+    ask, answer = {"role": "user", "content": f"Tell me: {QUESTION}"}, {"role": "assistant", "content": "At noon."}
+    clean = {"messages": [{"role": "user", "content": "Why?"}, answer], "source": "a"}
+    records = [{"messages": [ask, answer], "source": "a"}, clean]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "chats.parquet")
+    else:
+        write_items(tmp_path / "chats.jsonl", records)
+    evals = write_items(tmp_path / "evals.jsonl", [{"question": QUESTION}])
+    chats, out = tmp_path / f"chats.{kind}", tmp_path / "out"
+    outcome = tool("decontaminate", chats, out, "--against", evals, "--text-key", "messages", "--workers", "1")
+    assert outcome.code == 0, outcome
+    assert [hit["record"] for hit in hits_of(out)] == [1] and read_documents(out / "kept") == [clean]
+
+
 def test_a_report_alone_copies_nothing(tool: Tool, tmp_path: Path) -> None:
     evals = write_items(tmp_path / "evals.jsonl", [{"question": QUESTION}])
     source = write_documents(tmp_path / "a.jsonl", [QUESTION, "none"])
