@@ -59,7 +59,7 @@ def test_every_file_says_what_it_is_for(path: Path) -> None:
 def commands() -> list[str]:
     """Commands of ours in the documents that need neither data nor a GPU: those with --dry-run, or a --help of each."""
     found = set()
-    ours = r"pretrain_smol\.py|-m (?:data_tools|conversion|evaluation|(?:smol_train|slurm|benchmarks)\.\w+)"
+    ours = r"pretrain_smol\.py|-m (?:data_tools|conversion|post_training|evaluation|(?:smol_train|slurm|benchmarks)\.\w+)"
     for document in DOCUMENTS:
         for command in re.findall(rf"python (?:{ours}) ?[^\n`|]*", document.read_text()):
             words = shlex.split(re.split("->|[:;] ", command)[0], comments=True)[1:]
