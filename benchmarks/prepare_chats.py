@@ -4,7 +4,7 @@
     python -m benchmarks.prepare_chats --ours-alone --rows 1000000 --characters 200 --output MILLION.md
 
 Both sides start from one file of JSON Lines and a chat model's folder, and end with packed rows on disk; they take turns, each
-in a fresh process, with imports left out of the time. Nothing is written when their token counts differ, or the counts of trained
+in a fresh process, with imports left out of the time. Nothing is written when their token counts differ, or those of trained
 tokens: then they do not do the same work. Memory is the largest resident set of the process, its libraries included.
 """
 

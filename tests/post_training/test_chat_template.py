@@ -20,6 +20,10 @@ CHATS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "instructions": ([SYSTEM, ASK, TELL], {"enable_thinking": False, "custom_instructions": "Use metres."}),
     "system_override": ([{"role": "system", "content": "/system_override You are a tide table. /think"}, ASK, THINK], {}),
     "xml_tools": ([ASK, CALL, RESULT, TELL], {"enable_thinking": False, "xml_tools": [TOOL]}),
+    "two_calls": (
+        [ASK, {**CALL, "content": "", "tool_calls": CALL["tool_calls"] * 2}, RESULT, RESULT, TELL],
+        {"enable_thinking": False, "tools": [TOOL]},
+    ),
     "python_tools": ([ASK, TELL], {"enable_thinking": False, "python_tools": ["def tide(place: str) -> float: ..."]}),
     "chatml": ([SYSTEM, ASK, THINK], {}),
 }
@@ -160,7 +164,7 @@ def test_the_date_is_the_days_where_none_is_given(tokenizer: Any) -> None:
 def test_reasoning_stays_in_all_turns_also_when_the_mode_changes(tokenizer: Any) -> None:
     text = Renderer(tokenizer)([ASK, THINK, ASK, TELL], enable_thinking=False).text
     assert text.count("It is high water now.") == 1
-    assert text.count("<think>\n\n</think>\nThe ebb.") == 1
+    assert text.count("<think>\n\n</think>\nThe ebb.") == 1 and text.count("<think>") == 2
 
 
 @pytest.mark.parametrize("turns", [[{"role": "judge", "content": "x"}], [ASK, SYSTEM]])
