@@ -1,6 +1,6 @@
 """Where records come from: JSON Lines or Parquet, here or in a dataset repository of the Hub. First step of preparation.
 
-    Source -> find() -> files with their rows counted -> records() -> one dict a row, numbered from 0 in the file
+    Source -> find() -> files -> records() -> one dict a row, numbered from 0 in the file
 
 Rows stream: a Parquet batch or a line is in memory at a time. Every error names the dataset, the file and the row.
 """
@@ -8,10 +8,11 @@ Rows stream: a Parquet batch or a line is in memory at a time. Every error names
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_tools.inputs import Inputs, find_inputs
+from data_tools.inputs import find_inputs
 from post_training.config import Source
 from smol_config import UserError
 
@@ -25,8 +26,16 @@ class FoundSource:
 
     source: Source
     files: tuple[str, ...]
-    rows: tuple[int, ...]
-    """Of each file."""
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Of each file: read from Parquet's footers, counted in JSON Lines. Raises UserError when there are none at all."""
+        rows = tuple(_count(self.source, file) for file in self.files)
+        if not sum(rows):
+            raise UserError(
+                f"dataset {self.source.name}: {self.source.path} holds no rows; fetch or write it again, or leave the dataset out"
+            )
+        return rows
 
     @property
     def identity(self) -> str:
@@ -66,9 +75,9 @@ def records(source: Source, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def _count(source: Source, inputs: Inputs, file: str) -> int:
+def _count(source: Source, file: str) -> int:
     try:
-        if inputs.kind == "parquet":
+        if file.endswith(".parquet"):
             import pyarrow.parquet
 
             return int(pyarrow.parquet.read_metadata(file).num_rows)
