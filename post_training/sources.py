@@ -33,7 +33,7 @@ class FoundSource:
         rows = tuple(_count(self.source, file) for file in self.files)
         if not sum(rows):
             raise UserError(
-                f"dataset {self.source.name}: {self.source.path} holds no rows; fetch or write it again, or leave the dataset out"
+                f"dataset {self.source.name}: {self.source.path} holds no rows; fetch or write it again, or leave it out"
             )
         return rows
 
@@ -53,12 +53,7 @@ def find(source: Source) -> FoundSource:
         raise UserError(f"dataset {source.name}: {error}") from error
     if inputs.kind not in ("jsonl", "parquet"):
         raise UserError(f"dataset {source.name}: {inputs.files[0]} is {inputs.kind}; give JSON Lines or Parquet")
-    rows = tuple(_count(source, inputs, file) for file in inputs.files)
-    if not sum(rows):
-        raise UserError(
-            f"dataset {source.name}: {source.path} holds no rows; fetch or write it again, or leave the dataset out"
-        )
-    return FoundSource(source, inputs.files, rows)
+    return FoundSource(source, inputs.files)
 
 
 def records(source: Source, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
