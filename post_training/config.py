@@ -60,6 +60,8 @@ class Source(Section):
             found.append(f"share={self.share:g} and tokens={self.tokens} are both set; keep one")
         if self.keep and self.kind != "prompts":
             found.append(f"keep={self.keep} is for kind=prompts, and kind is {self.kind}; leave it out")
+        if taken := [name for name in self.keep if name in ("prompt", "mode", "dataset")]:
+            found.append(f"keep: {taken[0]!r} is a column that preparation writes; rename it in the dataset")
         if self.tokens is not None and self.kind == "prompts":
             found.append("tokens is set, but prompts have no tokens to train on; use share")
         return found

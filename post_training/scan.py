@@ -23,7 +23,7 @@ from post_training.config import Source
 from post_training.mixture import RowChoice
 from post_training.normalise import BrokenRow, Normaliser, Sample
 from post_training.sources import records
-from post_training.template import END_THINK, THINK, Encoded, Rendered, Renderer, load_tokenizer
+from post_training.template import END_THINK, IM_END, IM_START, THINK, Encoded, Rendered, Renderer, load_tokenizer
 
 MODES = ("think", "no_think", "text")
 GROUPS = ("broken", "left_out", "noted")
@@ -121,7 +121,7 @@ class _Scan:
         self._renderer = _renderer(task.rules.model, task.rules.template, task.rules.today)
         tokenizer = self._renderer.tokenizer
         self._end = tokenizer.eos_token_id
-        words = {"<|im_start|>", "<|im_end|>", tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token} - {None}
+        words = {IM_START, IM_END, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token} - {None}
         self._control = re.compile("|".join(map(re.escape, sorted(words))))
         self._columns = {name: array(code) for name, code in _CODES.items()}
         self._tallies: dict[str, dict[str, Tally]] = {group: {} for group in GROUPS}

@@ -256,6 +256,7 @@ def test_the_manifest_tells_what_became_of_the_rows(tmp_path: Path, chat_folder:
         ({"sources": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "data.sources: the name 'a' stands twice"),
         ({"sources": [{"name": "a", "path": "x", "columns": {"message": "y"}}]}, "'message' is no column of a chat source"),
         ({"sources": [{"name": "a", "path": "x", "keep": ["y"]}]}, r"data.sources.0.keep=\['y'\] is for kind=prompts"),
+        ({"sources": [{"name": "a", "path": "x", "kind": "prompts", "keep": ["mode"]}]}, "keep: 'mode' is a column that"),
         ({"sources": [{"name": "a", "path": "x", "kind": "prompts", "tokens": 9}]}, "prompts have no tokens to train on"),
         (
             {"sources": [{"name": "a", "path": "x"}, {"name": "b", "path": "y", "kind": "preference"}]},
