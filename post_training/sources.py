@@ -49,8 +49,9 @@ def find(source: Source) -> FoundSource:
     folder = Path(source.path)
     try:
         inputs = find_inputs([folder if folder.exists() else _fetch(source)], "", source.files)
-    except UserError as error:
-        raise UserError(f"dataset {source.name}: {error}") from error
+    except UserError as error:  # find_inputs speaks of an option where there is a setting here
+        sentence = str(error).replace("tell tokenize --files", "say in files:").replace("--files", "files:")
+        raise UserError(f"dataset {source.name}: {sentence}") from error
     if inputs.kind not in ("jsonl", "parquet"):
         raise UserError(f"dataset {source.name}: {inputs.files[0]} is {inputs.kind}; give JSON Lines or Parquet")
     return FoundSource(source, inputs.files)

@@ -53,6 +53,15 @@ def test_a_folder_is_read_file_by_file_and_patterns_choose(tmp_path: Path) -> No
     assert [row["text"] for row in read(tmp_path, files=["data/[ac]*"])] == ["a", "c"]
 
 
+def test_files_that_do_not_match_and_other_splits_are_told_by_the_setting(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_rows(tmp_path / f"{name}-0.jsonl", [{"text": name}])
+    with pytest.raises(UserError, match=r"dataset tides: input .* holds other splits .*, or say in files: 'train\*'"):
+        find(source(tmp_path))
+    with pytest.raises(UserError, match=r"dataset tides: files: valid\*: no data file of .* matches"):
+        find(source(tmp_path, files=["valid*"]))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
