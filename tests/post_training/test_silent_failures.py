@@ -84,6 +84,13 @@ def test_overlong_chats_are_left_out_and_counted_packed_or_not(prepared: Prepare
     assert "tokens, data.max_length is 256; left out" in warnings(some)
 
 
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+def test_a_pair_is_overlong_by_its_longer_answer(prepared: Prepare, longer: str) -> None:
+    rows = [{"prompt": f"a{i}", "chosen": "b", "rejected": "c"} for i in range(4)]
+    some = prepared([*rows, {"prompt": "a", "chosen": "b", "rejected": "c", longer: "word " * 400}], kind="preference")
+    assert some.manifest["train"]["samples"] == 4 and "overlong: 1 of 5 rows; dataset set-0, row 4" in warnings(some)
+
+
 @pytest.mark.parametrize(
     ("kind", "rows"),
     [
