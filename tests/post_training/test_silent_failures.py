@@ -163,6 +163,15 @@ def test_a_held_out_prompt_that_is_trained_on_is_refused(tmp_path: Path, chat_fo
         prepare(settings, tmp_path / "out")
 
 
+def test_a_held_out_document_that_is_trained_on_is_refused(tmp_path: Path, chat_folder: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [{"text": "The ebb."}, {"text": "The flood."}])
+    other = write_rows(tmp_path / "b.jsonl", [{"text": "High water."}, {"text": "The ebb."}])
+    held_out = [{"name": "test", "path": str(other), "kind": "text"}]
+    settings = config(chat_folder, {"path": str(file), "kind": "text"}, held_out=held_out)
+    with pytest.raises(Refused, match=r"1 of 2 samples have a prompt that is trained on"):
+        prepare(settings, tmp_path / "out")
+
+
 # --- templates --------------------------------------------------------------------------------------------------------------
 
 
