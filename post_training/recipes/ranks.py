@@ -1,0 +1,83 @@
+"""The processes of a run: how srun's and torchrun's become accelerate's, how they shard, how they wait for the data.
+
+    python -m post_training sft ...                                  one process
+    torchrun --nproc-per-node 8 -m post_training sft ...             one node
+    srun ... python -m post_training sft ...                         a cluster, one task a rank (slurm/jobs/post_training.sh)
+
+accelerate's launcher works too, but hides exit codes; what its configuration file says is read here (train.accelerate).
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from post_training.prepare import Prepared, prepare
+from post_training.recipes.config import RecipeConfig
+from smol_config import UserError, load_mapping
+
+LONGEST_PREPARATION = timedelta(hours=24)
+"""The others wait so long for rank 0 to prepare the data; collectives while training have their own, shorter limit."""
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+def adopt_slurm() -> None:
+    """Give srun's tasks the names that torch and accelerate read; run.sh has set MASTER_ADDR, and a lone process is left alone."""
+    if "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        os.environ.update({ours: os.environ[theirs] for ours, theirs in _SLURM.items() if theirs in os.environ})
+
+
+def accumulation(config: RecipeConfig) -> int:
+    """Micro-batches that each process takes in a step; raises UserError where the global batch does not divide."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, whole = config.train.micro_batch_size, config.train.global_batch_size
+    if whole % (micro * processes):
+        raise UserError(
+            f"train.global_batch_size={whole} is not a multiple of train.micro_batch_size={micro} x {processes} processes; "
+            "change one of them"
+        )
+    return whole // (micro * processes)
+
+
+def sharding(config: RecipeConfig) -> dict[str, Any]:
+    """What transformers' TrainingArguments take of the file train.accelerate: fsdp and fsdp_config, deepspeed, or nothing.
+
+    Raises UserError for a file that cannot be read or asks for something else.
+    """
+    path = config.train.accelerate
+    if path is None:
+        return {}
+    mapping = load_mapping(path)
+    kind = mapping.get("distributed_type")
+    if kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        return {}
+    if kind == "FSDP" and mapping.get("fsdp_config", {}).get("fsdp_version") == 2:
+        # FSDP's own checkpointing gathers no weights twice, as the trainer's would.
+        own = {"fsdp_activation_checkpointing": config.train.activation_checkpointing}
+        return {"fsdp": True, "fsdp_config": mapping["fsdp_config"] | own, "activation_checkpointing": False}
+    if kind == "DEEPSPEED" and (file := mapping.get("deepspeed_config", {}).get("deepspeed_config_file")):
+        return {"deepspeed": str(Path(path).parent / Path(file).name)}
+    raise UserError(
+        f"train.accelerate={path}: distributed_type={kind} is neither MULTI_GPU, FSDP with fsdp_version 2 nor DEEPSPEED with a "
+        "deepspeed_config_file; see configs/accelerate"
+    )
+
+
+def prepare_once(config: RecipeConfig) -> Prepared:
+    """The data, prepared by rank 0 while the others wait; what rank 0 refuses is raised on all. Process groups are up."""
+    folder = Path(config.train.output_dir) / "data"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return prepare(config, folder)
+    import torch.distributed as dist
+
+    group = dist.new_group(backend="gloo", timeout=LONGEST_PREPARATION)
+    refusal: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            prepare(config, folder)
+        except UserError as error:
+            refusal = [str(error)]
+    dist.broadcast_object_list(refusal, src=0, group=group)
+    if refusal[0]:
+        raise UserError(refusal[0])
+    return prepare(config, folder)
