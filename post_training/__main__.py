@@ -5,12 +5,14 @@ import, they import when they run: --help answers at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from post_training import preview
+from post_training.recipes import run as recipes
 from smol_config import UserError
 from smol_console import add_command
 
@@ -25,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_chat_model(subparsers)
     preview.add_parser(subparsers)
+    recipes.add_parsers(subparsers)
     return parser
 
 
@@ -48,17 +51,20 @@ def _chat_model(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted.
+
+    Recipes, which jobs start, have those of everything that trains: 85 start me again, 93 bad input (recipes/exit_codes.py).
+    """
     options = build_parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
+        return int(getattr(options, "refused", 2))
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":  # worker processes import this module again and must not start the command again

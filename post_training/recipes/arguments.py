@@ -7,7 +7,7 @@ change between versions.
 from typing import Any
 
 from post_training.recipes.config import PreferenceConfig, RecipeConfig
-from post_training.recipes.ranks import accumulation, sharding
+from post_training.recipes.ranks import accumulation, processes, sharding
 
 _SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
 COLLECTIVE_SECONDS = 1800
@@ -88,7 +88,7 @@ def _common(config: RecipeConfig) -> dict[str, Any]:
         "report_to": "none",  # metrics.py writes them
         "disable_tqdm": True,
         "ddp_timeout": COLLECTIVE_SECONDS,
-        "ddp_backend": None if cuda else "gloo",
+        "ddp_backend": "gloo" if not cuda and processes() > 1 else None,
         "ddp_find_unused_parameters": False,
         "push_to_hub": False,  # checkpoints.py pushes
     }
@@ -105,7 +105,6 @@ def model_arguments(config: RecipeConfig) -> dict[str, Any]:
         "attn_implementation": config.train.attention,
         "dtype": "bfloat16" if frozen else "float32",
         "device_map": None,
-        "local_files_only": True,
     }
 
 

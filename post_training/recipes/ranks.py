@@ -27,16 +27,20 @@ def adopt_slurm() -> None:
         os.environ.update({ours: os.environ[theirs] for ours, theirs in _SLURM.items() if theirs in os.environ})
 
 
+def processes() -> int:
+    """How many there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def accumulation(config: RecipeConfig) -> int:
     """Micro-batches that each process takes in a step; raises UserError where the global batch does not divide."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     micro, whole = config.train.micro_batch_size, config.train.global_batch_size
-    if whole % (micro * processes):
+    if whole % (micro * processes()):
         raise UserError(
-            f"train.global_batch_size={whole} is not a multiple of train.micro_batch_size={micro} x {processes} processes; "
+            f"train.global_batch_size={whole} is not a multiple of train.micro_batch_size={micro} x {processes()} processes; "
             "change one of them"
         )
-    return whole // (micro * processes)
+    return whole // (micro * processes())
 
 
 def sharding(config: RecipeConfig) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def sharding(config: RecipeConfig) -> dict[str, Any]:
 def prepare_once(config: RecipeConfig) -> Prepared:
     """The data, prepared by rank 0 while the others wait; what rank 0 refuses is raised on all. Process groups are up."""
     folder = Path(config.train.output_dir) / "data"
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return prepare(config, folder)
     import torch.distributed as dist
 

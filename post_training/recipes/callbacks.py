@@ -1,0 +1,108 @@
+"""What a run hears and watches while it trains: signals, silent failures, progress."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from post_training.recipes.exit_codes import REFUSED, REQUEUE
+from smol_config import UserError
+from smol_console import Progress
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Signals(TrainerCallback):
+    """SIGTERM, SIGUSR1, SIGINT: finish the step, save, exit 85. RUN/stop: the same, exit 93; the file goes.
+
+    What one rank heard, all know after the step, by a collective. A second signal of the same kind acts as if this were not here.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.code = 0
+        """What the run is to exit with; 0: it was not stopped."""
+        self._heard = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def hear(number: int, frame: FrameType | None) -> None:
+            received = signal.Signals(number)
+            print(f"{received.name} received: saving after this step, then exiting with {REQUEUE}", flush=True)
+            signal.signal(received, self._previous.pop(received, signal.SIG_DFL))
+            self._heard = max(self._heard, REQUEUE)
+
+        self._previous = {number: signal.signal(number, hear) for number in SIGNALS}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and (self.run / "stop").is_file():
+            (self.run / "stop").unlink()
+            self._heard = REFUSED
+        asked = torch.tensor(self._heard, device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        if int(asked) and state.global_step < state.max_steps:
+            self.code = int(asked)
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+class Soundness(TrainerCallback):
+    """Ends a run whose curves would look healthy, or would not be looked at: all ranks see the same numbers."""
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
+        """What the optimizer changes, and the gradients that it is given, are fp32, in whatever the model computes."""
+        if self._looked:
+            return
+        self._looked = True
+        sharded = getattr(getattr(optimizer, "optimizer", None), "fp32_partitioned_groups_flat", None)  # DeepSpeed's masters
+        masters = sharded or [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        found = {tensor.dtype for master in masters for tensor in (master, master.grad) if tensor is not None}
+        if found != {torch.float32}:
+            kinds = ", ".join(sorted(str(kind) for kind in found)) or "nothing"
+            raise UserError(f"master weights and gradients are {kinds} and not fp32 alone; small updates would be lost")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        loss, norm = logs.get("loss"), logs.get("grad_norm")
+        if loss is None or norm is None:
+            return
+        if not torch.isfinite(torch.tensor([loss, norm])).all():
+            raise UserError(
+                f"step {state.global_step}: loss {loss}, gradient norm {norm}; lower optim.learning_rate, or look at the data with "
+                "`python -m post_training preview`. The newest checkpoint is from before"
+            )
+        if norm == 0:
+            raise UserError(
+                f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data with "
+                "`python -m post_training preview`, and at lora.targets"
+            )
+
+
+class ShowProgress(TrainerCallback):
+    """Steps done, rate and time left, on the main rank."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._bar = Progress("training", "steps", max(0, state.max_steps - state.global_step))
+            self._bar.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._bar:
+            self._bar.advance()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._bar:
+            self._bar.__exit__(None, None, None)

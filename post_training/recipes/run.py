@@ -1,0 +1,82 @@
+"""`mid`, `sft`, `preference`: a run from its configuration to its exit code. The last of the recipes' files to read.
+
+    configuration -> processes -> data -> trainer -> newest whole checkpoint -> train -> exit code
+
+Given again, a command goes on from its newest whole checkpoint: the same bits as without the interruption (test_resume).
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from post_training.recipes.config import RECIPES, RecipeConfig
+from post_training.recipes.exit_codes import DONE, REFUSED
+from smol_config import load, to_yaml
+from smol_console import add_command
+
+_SUMMARIES = {
+    "mid": "Mid-training: go on with the base model on reasoning, all tokens trained.",
+    "sft": "Supervised fine-tuning on the assistant's turns.",
+    "preference": "Preference optimisation on pairs: apo_zero, dpo, kto or orpo.",
+}
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the recipes to the command line."""
+    for name, summary in _SUMMARIES.items():
+        example = f"python -m post_training {name} --config configs/post_training/tiny/{name}.yaml optim.learning_rate=1e-4"
+        parser = add_command(subparsers, name, f"{summary} Given again, it goes on.", example)
+        parser.add_argument("--config", type=Path, required=True, metavar="C.yaml", help="the run's configuration")
+        parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
+        parser.set_defaults(run=_run, refused=REFUSED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    return train(load(RECIPES[options.command], options.config, options.overrides))
+
+
+def train(config: RecipeConfig) -> int:
+    """Run a recipe on this rank; returns the exit code, 0 or 85 or 93. Raises UserError for what cannot be trained."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports each run else
+    from post_training.recipes.ranks import adopt_slurm, prepare_once
+
+    adopt_slurm()
+    from accelerate import PartialState
+    from transformers.utils.logging import disable_progress_bar
+
+    from post_training.recipes.arguments import training_arguments
+
+    disable_progress_bar()  # of each model that is loaded or saved
+    arguments = training_arguments(config)
+    try:
+        return _fit(config, arguments, prepare_once(config))
+    finally:
+        PartialState().destroy_process_group()
+
+
+def _fit(config: RecipeConfig, arguments: Any, prepared: Any) -> int:
+    from transformers import PrinterCallback
+
+    from post_training.recipes.callbacks import ShowProgress, Signals, Soundness
+    from post_training.recipes.checkpoints import Checkpoints, remove_unfinished, step_of, tokens_of, whole_checkpoints
+    from post_training.recipes.metrics import Metrics
+    from post_training.recipes.trainers import make_trainer
+
+    run = Path(config.train.output_dir)
+    trainer = make_trainer(config, arguments, prepared)
+    newest = next(reversed(whole_checkpoints(run)), None)
+    if newest:
+        trainer._total_train_tokens = tokens_of(newest)  # TRL would count from 0 again
+    if trainer.is_world_process_zero():
+        remove_unfinished(run)
+        (run / "run.yaml").write_text(to_yaml(config), encoding="utf8")
+        rows = len(prepared.train)
+        print(f"{run}: {rows:,} rows, " + (f"goes on from step {step_of(newest)}" if newest else f"from {config.model}"), flush=True)
+    trainer.accelerator.wait_for_everyone()
+    signals = Signals(run)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (signals, Soundness(), Metrics(run, trainer), Checkpoints(config, trainer), ShowProgress()):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    return signals.code or DONE

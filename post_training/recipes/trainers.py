@@ -1,0 +1,165 @@
+"""TRL's trainers, told to train on prepared data as it is; and ORPO, whose trainer in TRL is an experiment.
+
+    mid, sft           trl.SFTTrainer
+    preference  apo_zero, dpo   Pairs, which is trl.DPOTrainer       kto   UnpairedPairs, trl.KTOTrainer
+                orpo            OddsRatio, trl.SFTTrainer with the loss of pairs
+
+All count a pair as one row of the batch.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from post_training.prepare import Prepared
+from post_training.recipes.arguments import lora_arguments
+from post_training.recipes.config import PreferenceConfig, RecipeConfig
+from smol_config import UserError
+
+_PAIR = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> Any:
+    """The trainer of a recipe, its model loaded. Raises UserError for data of less than one step, and a model that does not load."""
+    rows, step = len(prepared.train), config.train.global_batch_size
+    if rows < step:
+        raise UserError(
+            f"the data has {rows:,} rows and train.global_batch_size={step}, so that an epoch has no step; lower it, or add data"
+        )
+    settings = {
+        "model": config.model,
+        "args": arguments,
+        "train_dataset": prepared.train,
+        "eval_dataset": prepared.held_out,
+        "processing_class": prepared.tokenizer,
+        "peft_config": lora_arguments(config),
+    }
+    try:
+        trainer = _of(config, settings, prepared.tokenizer.pad_token_id)
+    except (OSError, ValueError, ImportError) as error:  # files that are missing; a layer, or a kind of attention, that is not there
+        raise UserError(f"model={config.model}: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
+    _reduce_in_fp32(trainer)
+    return trainer
+
+
+def _of(config: RecipeConfig, settings: dict[str, Any], pad: int) -> Any:
+    if not isinstance(config, PreferenceConfig):
+        return Supervised(**settings)
+    if config.preference.loss == "orpo":
+        return OddsRatio(**settings, data_collator=DataCollatorForPreference(pad), weight=config.preference.beta)
+    if config.preference.loss == "kto":
+        return UnpairedPairs(**settings, data_collator=UnpairedCollator(pad, config.data.max_length))
+    return Pairs(**settings)
+
+
+def _reduce_in_fp32(trainer: Any) -> None:
+    """accelerate lets FSDP2 sum gradients over ranks in the precision of the computation; masters deserve fp32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and trainer.args.bf16:
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16
+        )
+
+
+class _AsPrepared:
+    """What TRL's trainers do otherwise here: they take the data as it is, and leave the model's card to its exporter."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+class Supervised(_AsPrepared, SFTTrainer):
+    """Cross-entropy over the labels of the whole global batch."""
+
+
+class Pairs(_AsPrepared, DPOTrainer):
+    """apo_zero: 1 - sigmoid(beta (log p_c - log r_c)) + sigmoid(beta (log p_r - log r_r)); dpo: -log sigmoid of the difference."""
+
+
+class UnpairedCollator(DataCollatorForUnpairedPreference):
+    """Each pair as a good and a bad answer; KL is estimated on the same answers, each moved on to another pair's prompt."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = []
+        for answer in ("chosen_ids", "rejected_ids"):
+            moved = [examples[-1], *examples[:-1]]
+            rows += [
+                {
+                    "prompt_ids": pair["prompt_ids"],
+                    "completion_ids": pair[answer],
+                    "KL_completion_ids": other[answer],
+                    "label": answer == "chosen_ids",
+                }
+                for pair, other in zip(examples, moved, strict=True)
+            ]
+        collated: dict[str, Any] = super().torch_call(rows)
+        return collated
+
+
+class UnpairedPairs(_AsPrepared, KTOTrainer):
+    """KTO on pairs."""
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = _PAIR
+
+
+class OddsRatio(_AsPrepared, SFTTrainer):
+    """ORPO (Hong et al. 2024, equations 3, 6, 7): -log P(chosen) - weight x log sigmoid(log odds(chosen) - log odds(rejected)).
+
+    log P is the mean over an answer's tokens, odds are P / (1 - P). TRL's own (experimental) ORPO trainer renders the data
+    anew with a second stop token, trains the prompt too, and holds all logits in memory.
+    """
+
+    def __init__(self, *, weight: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.weight = weight
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = _PAIR
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the pairs of a micro-batch; all have the same number of pairs."""
+        mask = inputs["completion_mask"]
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=inputs["input_ids"].masked_fill(mask == 0, -100),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        chosen, rejected = (outputs.log_probs.sum(1) / mask[:, 1:].sum(1)).chunk(2)
+        log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+        loss = (-chosen - self.weight * logsigmoid(log_odds)).mean()
+        self._count(inputs["attention_mask"].sum(), chosen, log_odds)
+        return loss
+
+    def _count(self, tokens: Any, chosen: Any, log_odds: Any) -> None:
+        """The metrics that TRL's trainers have of pairs."""
+        mode = "train" if self.model.training else "eval"
+        gathered = self.accelerator.gather_for_metrics
+        if mode == "train":
+            self._total_train_tokens += int(gathered(tokens).sum())
+        found = {"nll": -chosen, "log_odds": log_odds, "rewards/accuracies": (log_odds > 0).float()}
+        for name, values in found.items():
+            self._metrics[mode][name].append(gathered(values.detach()).mean().item())
+
+
+def _log1mexp(values: torch.Tensor) -> torch.Tensor:
+    """log(1 - exp(x)) for x < 0, by whichever of the two forms is exact there (Maechler 2012)."""
+    near = values > -0.693
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(values.clamp(max=-1e-7))),
+        torch.log1p(-torch.exp(values.clamp(max=-0.6))),
+    )
