@@ -16,7 +16,7 @@ from smol_train.speed import step_time
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-RUNS = [path for path in FILES if {"data", "train", "optim"} <= set(smol_config.load_mapping(path, keep_unset=True))]
+RUNS = [path for path in FILES if {"stages"} <= set(smol_config.load_mapping(path, keep_unset=True).get("data", {}))]
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
 
 

@@ -89,19 +89,20 @@ class Soundness(TrainerCallback):
 
 
 class ShowProgress(TrainerCallback):
-    """Steps done, rate and time left, on the main rank."""
+    """Rows done (of steps there would be less than one a second), rate and time left, on the main rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows_per_step: int) -> None:
+        self.rows = rows_per_step
         self._bar: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self._bar = Progress("training", "steps", max(0, state.max_steps - state.global_step))
+            self._bar = Progress("training", "rows", max(0, state.max_steps - state.global_step) * self.rows)
             self._bar.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar:
-            self._bar.advance()
+            self._bar.advance(self.rows)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._bar:

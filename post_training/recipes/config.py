@@ -39,7 +39,8 @@ class Train(Section):
     activation_checkpointing: bool = True
     """Compute activations again in the backward pass, and hold those between layers alone."""
     accelerate: str | None = None
-    """A file of configs/accelerate (ddp, fsdp2, zero3), in accelerate's own format; null: DDP where there are several processes."""
+    """How several processes share the work: ddp, fsdp2, zero3 (configs/accelerate), or the path of a file of accelerate's own
+    format. null: ddp."""
 
     def problems(self) -> list[str]:
         found = []

@@ -14,8 +14,9 @@ from typing import Any
 
 from post_training.prepare import Prepared, prepare
 from post_training.recipes.config import RecipeConfig
-from smol_config import UserError, load_mapping
+from smol_config import UserError, load_mapping, nearest
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 LONGEST_PREPARATION = timedelta(hours=24)
 """The others wait so long for rank 0 to prepare the data; collectives while training have their own, shorter limit."""
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -48,9 +49,14 @@ def sharding(config: RecipeConfig) -> dict[str, Any]:
 
     Raises UserError for a file that cannot be read or asks for something else.
     """
-    path = config.train.accelerate
-    if path is None:
+    name = config.train.accelerate
+    if name is None:
         return {}
+    shipped = CONFIGS / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        known = [file.stem for file in CONFIGS.glob("*.yaml")]
+        raise UserError(f"train.accelerate={name} is neither a file nor one of configs/accelerate; {nearest(name, known)}")
     mapping = load_mapping(path)
     kind = mapping.get("distributed_type")
     if kind in ("NO", "MULTI_CPU", "MULTI_GPU"):
@@ -60,9 +66,9 @@ def sharding(config: RecipeConfig) -> dict[str, Any]:
         own = {"fsdp_activation_checkpointing": config.train.activation_checkpointing}
         return {"fsdp": True, "fsdp_config": mapping["fsdp_config"] | own, "activation_checkpointing": False}
     if kind == "DEEPSPEED" and (file := mapping.get("deepspeed_config", {}).get("deepspeed_config_file")):
-        return {"deepspeed": str(Path(path).parent / Path(file).name)}
+        return {"deepspeed": str(path.with_name(Path(file).name))}
     raise UserError(
-        f"train.accelerate={path}: distributed_type={kind} is neither MULTI_GPU, FSDP with fsdp_version 2 nor DEEPSPEED with a "
+        f"train.accelerate={name}: distributed_type={kind} is neither MULTI_GPU, FSDP with fsdp_version 2 nor DEEPSPEED with a "
         "deepspeed_config_file; see configs/accelerate"
     )
 

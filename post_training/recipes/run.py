@@ -7,6 +7,7 @@ Given again, a command goes on from its newest whole checkpoint: the same bits a
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def train(config: RecipeConfig) -> int:
     from post_training.recipes.arguments import training_arguments
 
     disable_progress_bar()  # of each model that is loaded or saved
+    warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)  # by TRL, of transformers
     arguments = training_arguments(config)
     try:
         return _fit(config, arguments, prepare_once(config))
@@ -76,7 +78,8 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any) -> int:
     trainer.accelerator.wait_for_everyone()
     signals = Signals(run)
     trainer.remove_callback(PrinterCallback)
-    for callback in (signals, Soundness(), Metrics(run, trainer), Checkpoints(config, trainer), ShowProgress()):
+    progress = ShowProgress(config.train.global_batch_size)
+    for callback in (signals, Soundness(), Metrics(run, trainer), Checkpoints(config, trainer), progress):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return signals.code or DONE
