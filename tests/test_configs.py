@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import smol_config
+from post_training.recipes.config import RECIPES, PreferenceConfig
 from smol_model.config import ModelConfig
 from smol_train.config import RunConfig
 from smol_train.gpus import GPUS
@@ -144,3 +145,26 @@ def test_numbers_are_written_so_that_every_yaml_reader_takes_them_for_numbers() 
     for path in FILES:
         found = texts(yaml.safe_load(path.read_text(encoding="utf8")))
         assert not [text for text in found if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text)], path
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "post_training").rglob("*.yaml")), ids=relative)
+def test_every_recipe_of_post_training_loads(path: Path) -> None:
+    config = smol_config.load(RECIPES[path.stem], path, keep_unset=True)
+    assert config.train.accelerate is None or (CONFIGS / f"accelerate/{config.train.accelerate}.yaml").is_file()
+
+
+def test_smollm3s_post_training_has_the_published_values() -> None:
+    """alignment-handbook 925acdf: mid.yaml, sft.yaml, apo.yaml."""
+    found = {name: smol_config.load(RECIPES[name], CONFIGS / f"post_training/smollm3/{name}.yaml", keep_unset=True) for name in RECIPES}
+    lengths = {name: config.data.max_length for name, config in found.items()}
+    assert lengths == {"mid": 32768, "sft": 65536, "preference": 24576}
+    rates = {name: (config.optim.learning_rate, config.optim.schedule.warmup_share) for name, config in found.items()}
+    assert rates == {"mid": (2e-5, 0.03), "sft": (2e-5, 0.03), "preference": (1e-6, 0.1)}
+    batches = {name: (config.train.global_batch_size, config.train.epochs) for name, config in found.items()}
+    assert batches == {"mid": (128, 5), "sft": (128, 5), "preference": (32, 1)}
+    assert all(config.optim.clip_grad_norm == 0.2 and config.optim.schedule.min_share == 0.1 for config in found.values())
+    assert (found["mid"].data.loss_on, found["sft"].data.loss_on) == ("all", "assistant")
+    preference = found["preference"]
+    assert isinstance(preference, PreferenceConfig) and (preference.preference.loss, preference.preference.beta) == ("apo_zero", 0.05)
+    shares = sorted(source.share for source in found["sft"].data.sources if source.share)
+    assert len(found["sft"].data.sources) == 25 and shares == [0.02, 0.3, 0.4, 0.5, 0.5]

@@ -1,0 +1,58 @@
+"""Several processes, by torchrun over gloo, as on a machine of several GPUs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_kit import metrics, run, write_config
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow  # each process loads torch, transformers and TRL
+
+
+def two_processes(recipe: str, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "post_training", recipe, "--config", str(config), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("sft", "ddp"), ("sft", "fsdp2"), ("preference", "ddp"), ("preference", "fsdp2")])
+def test_two_processes_give_one_process_losses(recipe: str, kind: str, tmp_path: Path, chat_folder: Path) -> None:
+    changes: dict[str, Any] = {"train": {"steps": 4, "global_batch_size": 4}, "checkpoint": {"every_steps": 2}}
+    alone = write_config(tmp_path / "alone", recipe, chat_folder, changes)
+    shared = write_config(tmp_path / "shared", recipe, chat_folder, changes)
+    assert run(recipe, alone) == 0
+    result = two_processes(recipe, shared, f"train.accelerate={kind}")
+    assert result.returncode == 0, result.stderr
+    lines, expected = metrics(tmp_path / "shared/run"), metrics(tmp_path / "alone/run")
+    assert [line["tokens"] for line in lines] == [line["tokens"] for line in expected]
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line["train/loss"] == pytest.approx(wanted["train/loss"], rel=1e-5)  # fp32, sums in another order
+        assert line["train/grad_norm"] == pytest.approx(wanted["train/grad_norm"], rel=1e-4)
+    weights, wanted = (load_file(tmp_path / name / "run/hf/step_4/model.safetensors") for name in ("shared", "alone"))
+    assert all(abs(weights[name] - wanted[name]).max() < 1e-4 for name in wanted)  # of steps of 1e-3
+
+
+def test_fsdp2_goes_on_where_it_stopped_with_fp32_masters_under_bf16(tmp_path: Path, chat_folder: Path) -> None:
+    """Soundness ends a run whose masters or gradients are not fp32."""
+    changes: dict[str, Any] = {"train": {"steps": 4, "precision": "bf16"}, "checkpoint": {"every_steps": 2}}
+    config = write_config(tmp_path, "sft", chat_folder, changes)
+    assert two_processes("sft", config, "train.accelerate=fsdp2").returncode == 0
+    whole = metrics(tmp_path / "run")
+    for name in ("iter_0000004", "hf/step_4"):
+        (tmp_path / "run" / name).rename(tmp_path / name.replace("/", "_"))
+    result = two_processes("sft", config, "train.accelerate=fsdp2")
+    assert result.returncode == 0 and "goes on from step 2" in result.stdout
+    for line, wanted in zip(metrics(tmp_path / "run"), whole, strict=True):
+        assert (line["step"], line["tokens"], line["train/loss"]) == (wanted["step"], wanted["tokens"], wanted["train/loss"])
+
+
+def test_what_rank_0_refuses_ends_all(tmp_path: Path, chat_folder: Path) -> None:
+    config = write_config(tmp_path, "sft", chat_folder)
+    (tmp_path / "sums.jsonl").write_text('{"messages": [{"role": "user", "content": "Why?"}]}\n')
+    result = two_processes("sft", config)
+    assert result.returncode != 0
+    assert "error: the data is not fit to train on" in result.stderr
+    assert "error on rank 1: the data is not fit to train on" in result.stderr

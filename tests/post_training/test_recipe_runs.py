@@ -1,0 +1,195 @@
+"""A run's life: killed, signalled, stopped, gone on with; what it leaves on disk."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_kit import metrics, run, without_times, write_config
+from safetensors.numpy import load_file
+
+from post_training.recipes import exit_codes
+from post_training.recipes.checkpoints import remove_old, tokens_of, whole_checkpoints
+
+STEPS = {"train": {"steps": 10, "epochs": None}, "checkpoint": {"every_steps": 4, "keep_last": 3}}
+"""Two samples a step of 48 unpacked ones: all within an epoch."""
+
+
+def changes(**more: Any) -> dict[str, Any]:
+    return {"data": {"packing": False}, **STEPS, **more}
+
+
+@pytest.fixture(scope="module")
+def whole(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run("sft", write_config(folder, "sft", chat_folder, changes())) == 0
+    return folder / "run"
+
+
+def assert_same_end(run_folder: Path, whole: Path) -> None:
+    """Weights, optimizer, scheduler and metrics are bit for bit those of the undisturbed run."""
+    import torch
+
+    here, there = (folder / "iter_0000010" for folder in (run_folder, whole))
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (here, there))
+    assert weights.keys() == expected.keys() and all((weights[name] == expected[name]).all() for name in weights)
+    state, wanted = (torch.load(folder / "optimizer.pt")["state"] for folder in (here, there))
+    assert all(torch.equal(state[key][name], wanted[key][name]) for key in wanted for name in wanted[key])
+    assert without_times(metrics(run_folder)) == without_times(metrics(whole))
+    assert (run_folder / "hf/step_10/model.safetensors").read_bytes() == (whole / "hf/step_10/model.safetensors").read_bytes()
+
+
+def when(condition: Callable[[], bool], then: Callable[[], Any]) -> threading.Thread:
+    """Calls `then` from a thread once `condition` holds."""
+
+    def wait() -> None:
+        while not condition():
+            time.sleep(0.005)
+        then()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def lines(run_folder: Path) -> int:
+    path = run_folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+# --- what is left on disk ----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_named_and_marked_as_pre_trainings(whole: Path) -> None:
+    from smol_train import checkpoint_folder
+
+    assert [path.name for path in checkpoint_folder.whole_checkpoints(whole)] == ["iter_0000004", "iter_0000008", "iter_0000010"]
+    assert json.loads((whole / "iter_0000010/state.json").read_text())["step"] == 10
+    assert not list(whole.glob("checkpoint-*"))
+
+
+def test_each_checkpoint_is_a_model_that_plain_transformers_loads(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert sorted(path.name for path in (whole / "hf").iterdir()) == ["step_10", "step_4", "step_8"]
+    model = AutoModelForCausalLM.from_pretrained(whole / "hf/step_10")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "hf/step_10")
+    assert model.config.eos_token_id == tokenizer.eos_token_id and "generation" in tokenizer.chat_template
+    weights = load_file(whole / "iter_0000010/model.safetensors")
+    assert (model.model.norm.weight.detach().numpy() == weights["model.norm.weight"]).all()
+
+
+def test_tensorboard_has_what_metrics_jsonl_has(whole: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole / "tensorboard")).Reload()
+    for name in ("train/loss", "train/grad_norm", "train/learning_rate", "perf/tokens_per_second"):
+        drawn = [(event.step, event.value) for event in board.Scalars(name)]
+        assert drawn == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in metrics(whole)]
+
+
+def test_tokens_are_those_of_the_rows_without_padding(whole: Path) -> None:
+    from datasets import Dataset
+
+    lengths = [len(row["input_ids"]) for row in Dataset.from_file(str(whole / "data/train.arrow"))]
+    counts = [line["tokens"] for line in metrics(whole)]
+    steps = [after - before for before, after in zip([0, *counts], counts, strict=False)]
+    assert all(2 * min(lengths) <= step <= 2 * max(lengths) for step in steps)
+    assert tokens_of(whole / "iter_0000010") == counts[-1]
+
+
+def test_only_the_newest_whole_checkpoints_are_kept_and_none_is_taken_that_is_damaged(whole: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / "run"))
+    weights = copy / "iter_0000010/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (copy / "iter_0000008/COMPLETE").unlink()
+    assert [path.name for path in whole_checkpoints(copy)] == ["iter_0000004"]
+    again = Path(shutil.copytree(whole, tmp_path / "again"))
+    remove_old(again, keep_last=2)
+    assert [path.name for path in sorted(again.glob("iter_*"))] == ["iter_0000008", "iter_0000010"]
+
+
+# --- interrupted, and gone on with -------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(whole: Path, chat_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "sft", chat_folder, changes())
+    command = [sys.executable, "-m", "post_training", "sft", "--config", str(config)]
+    process = subprocess.Popen(command)
+    when(lambda: lines(tmp_path / "run") >= 5 or process.poll() is not None, process.kill).join(300)
+    assert process.wait(60) == -signal.SIGKILL
+    assert whole_checkpoints(tmp_path / "run")[-1].name == "iter_0000004"
+    (tmp_path / "run/checkpoint-8").mkdir(exist_ok=True)  # as a kill in the middle of a save leaves it
+    assert run("sft", config) == 0
+    assert_same_end(tmp_path / "run", whole)
+    assert [line["step"] for line in metrics(tmp_path / "run", "metrics_lost.jsonl")][:1] == [5]
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("heard", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_and_asks_to_be_started_again(
+    heard: signal.Signals, whole: Path, chat_folder: Path, tmp_path: Path
+) -> None:
+    config, folder = write_config(tmp_path, "sft", chat_folder, changes()), tmp_path / "run"
+    handler = signal.getsignal(heard)
+    sender = when(lambda: lines(folder) >= 1, lambda: os.kill(os.getpid(), heard))
+    assert run("sft", config) == exit_codes.REQUEUE
+    sender.join()
+    step = metrics(folder)[-1]["step"]
+    assert whole_checkpoints(folder)[-1].name == f"iter_{step:07d}" and 1 < step < 10
+    assert step % 4 == 0 or not (folder / f"hf/step_{step}").exists()  # there is no time for a model
+    assert signal.getsignal(heard) == handler
+    assert run("sft", config) == 0
+    assert_same_end(folder, whole)
+
+
+def test_the_stop_file_saves_and_asks_not_to_be_started_again(chat_folder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, "sft", chat_folder, changes())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/stop").touch()
+    assert run("sft", config) == exit_codes.REFUSED
+    assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["iter_0000001"]
+    assert not (tmp_path / "run/stop").exists()
+
+
+def test_a_finished_run_given_again_changes_nothing(whole: Path, chat_folder: Path, tmp_path: Path) -> None:
+    write_config(tmp_path, "sft", chat_folder, changes())
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/hf/step_10")  # a kill between the last checkpoint and its model
+    assert run("sft", tmp_path / "sft.yaml") == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_the_numbers_are_those_of_pre_training() -> None:
+    from smol_train import exit_codes as theirs
+
+    assert (exit_codes.DONE, exit_codes.REQUEUE, exit_codes.REFUSED) == (theirs.DONE, theirs.REQUEUE, theirs.REFUSED)
+
+
+# --- adapters, held-out data, pushes -----------------------------------------------------------------------------------------
+
+
+def test_lora_trains_adapters_alone_and_leaves_a_whole_model(chat_folder: Path, tmp_path: Path) -> None:
+    more = {"lora": {"rank": 4}, "train": {"precision": "bf16", "steps": 2}, "optim": {"learning_rate": 1e-2}}
+    held_out = [{"name": "held", "path": str(tmp_path / "held.jsonl")}]
+    config = write_config(tmp_path, "sft", chat_folder, {**more, "data": {"held_out": held_out}})
+    (tmp_path / "held.jsonl").write_text((tmp_path / "sums.jsonl").read_text().replace("What is", "How much is"))
+    assert run("sft", config, f"checkpoint.push=file://{tmp_path}/pushed") == 0
+    adapters = load_file(tmp_path / "run/iter_0000002/adapter_model.safetensors")
+    assert adapters and all("lora_" in name for name in adapters)
+    assert not (tmp_path / "run/iter_0000002/model.safetensors").exists()
+    start, end = (load_file(folder / "model.safetensors") for folder in (chat_folder, tmp_path / "run/hf/step_2"))
+    changed = {name for name in start if (start[name] != end[name]).any()}
+    assert start.keys() == end.keys()
+    assert changed == {name for name in start if name.endswith("proj.weight")}
+    assert "eval/loss" in metrics(tmp_path / "run")[-1] and "eval/loss" not in metrics(tmp_path / "run")[0]
+    assert (tmp_path / "pushed/step_2/model.safetensors").is_file()
