@@ -155,7 +155,10 @@ def test_every_recipe_of_post_training_loads(path: Path) -> None:
 
 def test_smollm3s_post_training_has_the_published_values() -> None:
     """alignment-handbook 925acdf: mid.yaml, sft.yaml, apo.yaml."""
-    found = {name: smol_config.load(RECIPES[name], CONFIGS / f"post_training/smollm3/{name}.yaml", keep_unset=True) for name in RECIPES}
+    found = {
+        name: smol_config.load(RECIPES[name], CONFIGS / f"post_training/smollm3/{name}.yaml", keep_unset=True)
+        for name in RECIPES
+    }
     lengths = {name: config.data.max_length for name, config in found.items()}
     assert lengths == {"mid": 32768, "sft": 65536, "preference": 24576}
     rates = {name: (config.optim.learning_rate, config.optim.schedule.warmup_share) for name, config in found.items()}
@@ -165,6 +168,9 @@ def test_smollm3s_post_training_has_the_published_values() -> None:
     assert all(config.optim.clip_grad_norm == 0.2 and config.optim.schedule.min_share == 0.1 for config in found.values())
     assert (found["mid"].data.loss_on, found["sft"].data.loss_on) == ("all", "assistant")
     preference = found["preference"]
-    assert isinstance(preference, PreferenceConfig) and (preference.preference.loss, preference.preference.beta) == ("apo_zero", 0.05)
+    assert isinstance(preference, PreferenceConfig) and (preference.preference.loss, preference.preference.beta) == (
+        "apo_zero",
+        0.05,
+    )
     shares = sorted(source.share for source in found["sft"].data.sources if source.share)
     assert len(found["sft"].data.sources) == 25 and shares == [0.02, 0.3, 0.4, 0.5, 0.5]

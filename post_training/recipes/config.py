@@ -136,7 +136,9 @@ class RecipeConfig(PreparationConfig):
 
     def problems(self) -> list[str]:
         if self.evaluation.every_steps and not self.data.held_out:
-            return [f"evaluation.every_steps={self.evaluation.every_steps}, but data.held_out is empty; name a set or leave it out"]
+            return [
+                f"evaluation.every_steps={self.evaluation.every_steps}, but data.held_out is empty; name a set or leave it out"
+            ]
         return []
 
 

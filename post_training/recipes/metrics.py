@@ -68,7 +68,9 @@ class Metrics(TrainerCallback):
         line, self._line = self._line, {}
         if not line or not state.is_world_process_zero:
             return
-        numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()}
+        numbers = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+        }
         with (self.run / METRICS).open("a", encoding="utf8") as file:  # JSON has no NaN
             file.write(json.dumps(numbers) + "\n")
         for name, value in line.items():

@@ -74,7 +74,10 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any) -> int:
         remove_unfinished(run)
         (run / "run.yaml").write_text(to_yaml(config), encoding="utf8")
         rows = len(prepared.train)
-        print(f"{run}: {rows:,} rows, " + (f"goes on from step {step_of(newest)}" if newest else f"from {config.model}"), flush=True)
+        print(
+            f"{run}: {rows:,} rows, " + (f"goes on from step {step_of(newest)}" if newest else f"from {config.model}"),
+            flush=True,
+        )
     trainer.accelerator.wait_for_everyone()
     signals = Signals(run)
     trainer.remove_callback(PrinterCallback)

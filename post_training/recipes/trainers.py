@@ -40,7 +40,11 @@ def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> An
     }
     try:
         trainer = _of(config, settings, prepared.tokenizer.pad_token_id)
-    except (OSError, ValueError, ImportError) as error:  # files that are missing; a layer, or a kind of attention, that is not there
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+    ) as error:  # files that are missing; a layer, or a kind of attention, that is not there
         raise UserError(f"model={config.model}: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
     _reduce_in_fp32(trainer)
     return trainer

@@ -35,7 +35,11 @@ HELD = {"evaluation": {"every_steps": 2}}
         ),
         ("mid", {"data": {"loss_on": "assistant"}}, r"data.loss_on=assistant: mid-training is on all tokens; set all, or use"),
         ("preference", TEXT, r"data.sources: kind=text is not for this recipe, which trains on kind: preference"),
-        ("preference", {"preference": {"loss": "kto"}}, r"train.micro_batch_size=1 with preference.loss=kto: .*; set 2 or more"),
+        (
+            "preference",
+            {"preference": {"loss": "kto"}},
+            r"train.micro_batch_size=1 with preference.loss=kto: .*; set 2 or more",
+        ),
         ("sft", {"train": {"presicion": "fp32"}}, r"train.presicion: unknown key; did you mean 'precision'"),
     ],
 )
@@ -88,7 +92,9 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
     config: RecipeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="train.global_batch_size=2 is not a multiple of train.micro_batch_size=1 x 3 processes"):
+    with pytest.raises(
+        UserError, match="train.global_batch_size=2 is not a multiple of train.micro_batch_size=1 x 3 processes"
+    ):
         ranks.accumulation(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert ranks.accumulation(config) == 1
@@ -114,7 +120,9 @@ def test_accelerates_files_become_the_trainers_settings(config: RecipeConfig, tm
     assert fsdp["fsdp"] and fsdp["fsdp_config"]["fsdp_activation_checkpointing"] and not fsdp["activation_checkpointing"]
     zero = Path(ranks.sharding(with_file(config, "zero3"))["deepspeed"])
     assert json.loads(zero.read_text())["zero_optimization"]["stage"] == 3
-    with pytest.raises(UserError, match=r"train.accelerate=fsdp is neither a file nor one of configs/accelerate; did you mean 'fsdp2'"):
+    with pytest.raises(
+        UserError, match=r"train.accelerate=fsdp is neither a file nor one of configs/accelerate; did you mean 'fsdp2'"
+    ):
         ranks.sharding(with_file(config, "fsdp"))
     other = tmp_path / "tpu.yaml"
     other.write_text("distributed_type: XLA\n")
@@ -130,7 +138,10 @@ def test_accelerates_files_become_the_trainers_settings(config: RecipeConfig, tm
     [
         ({"loss": float("nan"), "grad_norm": 1.0}, "step 7: loss nan, gradient norm 1.0; lower optim.learning_rate"),
         ({"loss": 2.0, "grad_norm": float("inf")}, "step 7: loss 2.0, gradient norm inf"),
-        ({"loss": 0.0, "grad_norm": 0.0}, r"step 7: the gradient is 0 \(loss 0\), so that nothing is trained; look at the data"),
+        (
+            {"loss": 0.0, "grad_norm": 0.0},
+            r"step 7: the gradient is 0 \(loss 0\), so that nothing is trained; look at the data",
+        ),
     ],
 )
 def test_a_run_that_learns_nothing_is_ended(logs: dict[str, float], sentence: str) -> None:

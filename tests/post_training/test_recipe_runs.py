@@ -72,7 +72,11 @@ def lines(run_folder: Path) -> int:
 def test_checkpoints_are_named_and_marked_as_pre_trainings(whole: Path) -> None:
     from smol_train import checkpoint_folder
 
-    assert [path.name for path in checkpoint_folder.whole_checkpoints(whole)] == ["iter_0000004", "iter_0000008", "iter_0000010"]
+    assert [path.name for path in checkpoint_folder.whole_checkpoints(whole)] == [
+        "iter_0000004",
+        "iter_0000008",
+        "iter_0000010",
+    ]
     assert json.loads((whole / "iter_0000010/state.json").read_text())["step"] == 10
     assert not list(whole.glob("checkpoint-*"))
 
