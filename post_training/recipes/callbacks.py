@@ -2,8 +2,8 @@
 
 import signal
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from transformers import TrainerCallback
@@ -16,9 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Signals(TrainerCallback):
-    """SIGTERM, SIGUSR1, SIGINT: finish the step, save, exit 85. RUN/stop: the same, exit 93; the file goes.
+    """SIGTERM, SIGUSR1, SIGINT: finish the step, save, exit 85; before training, exit 85. RUN/stop: save, exit 93; the file goes.
 
-    What one rank heard, all know after the step, by a collective. A second signal of the same kind acts as if this were not here.
+    What one rank heard, all know after the step, by a collective. A second signal of a kind acts as if this were not here.
     """
 
     def __init__(self, run: Path) -> None:
@@ -26,16 +26,28 @@ class Signals(TrainerCallback):
         self.code = 0
         """What the run is to exit with; 0: it was not stopped."""
         self._heard = 0
+        self._training = False
         self._previous: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        def hear(number: int, frame: FrameType | None) -> None:
-            received = signal.Signals(number)
-            print(f"{received.name} received: saving after this step, then exiting with {REQUEUE}", flush=True)
-            signal.signal(received, self._previous.pop(received, signal.SIG_DFL))
-            self._heard = max(self._heard, REQUEUE)
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
 
-        self._previous = {number: signal.signal(number, hear) for number in SIGNALS}
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        does = "saving after this step, then" if self._training else "nothing to save,"
+        print(f"{received.name} received: {does} exiting with {REQUEUE}", flush=True)
+        signal.signal(received, self._previous.pop(received))
+        if not self._training:
+            raise SystemExit(REQUEUE)
+        self._heard = max(self._heard, REQUEUE)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._training = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero and (self.run / "stop").is_file():
@@ -47,11 +59,6 @@ class Signals(TrainerCallback):
         if int(asked) and state.global_step < state.max_steps:
             self.code = int(asked)
             control.should_save = control.should_training_stop = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
 
 class Soundness(TrainerCallback):
@@ -78,13 +85,13 @@ class Soundness(TrainerCallback):
             return
         if not torch.isfinite(torch.tensor([loss, norm])).all():
             raise UserError(
-                f"step {state.global_step}: loss {loss}, gradient norm {norm}; lower optim.learning_rate, or look at the data with "
-                "`python -m post_training preview`. The newest checkpoint is from before"
+                f"step {state.global_step}: loss {loss}, gradient norm {norm}; lower optim.learning_rate, or look at the data "
+                "with `python -m post_training preview`. The newest checkpoint is from before"
             )
         if norm == 0:
             raise UserError(
-                f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data with "
-                "`python -m post_training preview`, and at lora.targets"
+                f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data "
+                "with `python -m post_training preview`, and at lora.targets"
             )
 
 

@@ -167,10 +167,10 @@ class Preference(Section):
     """The loss on pairs."""
 
     loss: Literal["apo_zero", "dpo", "kto", "orpo"] = "apo_zero"
-    """apo_zero: D'Oosterlinck et al. 2024, arXiv 2408.06266; dpo: Rafailov et al. 2023, 2305.18290; kto: Ethayarajh et al. 2024,
-    2402.01306, each pair as one good and one bad answer; orpo: Hong et al. 2024, 2403.07691, which needs no reference model."""
+    """apo_zero: D'Oosterlinck et al. 2024, arXiv 2408.06266; dpo: Rafailov et al. 2023, 2305.18290; kto: Ethayarajh et al.
+    2024, 2402.01306, each pair a good and a bad answer; orpo: Hong et al. 2024, 2403.07691, which needs no reference."""
     beta: PositiveFloat
-    """apo_zero, dpo, kto: how strongly the model is held to where it started (SmolLM3: 0.05); orpo: weight of the odds ratio."""
+    """apo_zero, dpo, kto: how strongly the model is held where it started (SmolLM3: 0.05); orpo: weight of the odds ratio."""
 
 
 class PreferenceConfig(RecipeConfig):
@@ -185,8 +185,8 @@ class PreferenceConfig(RecipeConfig):
             found.append(f"data.sources: kind={kind} is not for this recipe, which trains on kind: preference")
         if self.preference.loss == "kto" and self.train.micro_batch_size < 2:
             found.append(
-                f"train.micro_batch_size={self.train.micro_batch_size} with preference.loss=kto: it compares answers with other "
-                "pairs' prompts; set 2 or more"
+                f"train.micro_batch_size={self.train.micro_batch_size} with preference.loss=kto: it compares answers "
+                "with other pairs' prompts; set 2 or more"
             )
         return found
 

@@ -1,6 +1,6 @@
 """Every scalar to RUN/metrics.jsonl and TensorBoard, with step, tokens and time, under the names that pre-training has.
 
-    {"step": 10, "tokens": 81920, "time": "...", "train/loss": 1.9, "train/grad_norm": 0.4, "perf/tokens_per_second": 5120.0, ...}
+    {"step": 10, "tokens": 8192, "time": "...", "train/loss": 1.9, "train/grad_norm": 0.4, "perf/tokens_per_second": 512.0, ...}
 
 A line is one logged step, evaluation included; steps that are trained again after a resume replace those of the lost attempt,
 which go to metrics_lost.jsonl. Tokens are those of the model's input, prompts and both answers of a pair too, without padding.
@@ -68,11 +68,9 @@ class Metrics(TrainerCallback):
         line, self._line = self._line, {}
         if not line or not state.is_world_process_zero:
             return
-        numbers = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
-        }
+        lost = {name for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
         with (self.run / METRICS).open("a", encoding="utf8") as file:  # JSON has no NaN
-            file.write(json.dumps(numbers) + "\n")
+            file.write(json.dumps({name: None if name in lost else value for name, value in line.items()}) + "\n")
         for name, value in line.items():
             if "/" in name:
                 self._board.add_scalar(name, value, line["step"])
@@ -86,7 +84,7 @@ def _named(name: str) -> str | None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cut a metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to metrics_lost.jsonl."""
+    """Cut a metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to LOST."""
     if not path.exists():
         return
     kept, lost = [], []

@@ -23,7 +23,7 @@ _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "S
 
 
 def adopt_slurm() -> None:
-    """Give srun's tasks the names that torch and accelerate read; run.sh has set MASTER_ADDR, and a lone process is left alone."""
+    """Give srun's tasks the names that torch and accelerate read, where run.sh has set MASTER_ADDR."""
     if "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         os.environ.update({ours: os.environ[theirs] for ours, theirs in _SLURM.items() if theirs in os.environ})
 

@@ -47,20 +47,22 @@ def train(config: RecipeConfig) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from post_training.recipes.arguments import training_arguments
+    from post_training.recipes.callbacks import Signals
 
     disable_progress_bar()  # of each model that is loaded or saved
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)  # by TRL, of transformers
     arguments = training_arguments(config)
     try:
-        return _fit(config, arguments, prepare_once(config))
+        with Signals(Path(config.train.output_dir)) as signals:
+            return _fit(config, arguments, prepare_once(config), signals)
     finally:
         PartialState().destroy_process_group()
 
 
-def _fit(config: RecipeConfig, arguments: Any, prepared: Any) -> int:
+def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> int:
     from transformers import PrinterCallback
 
-    from post_training.recipes.callbacks import ShowProgress, Signals, Soundness
+    from post_training.recipes.callbacks import ShowProgress, Soundness
     from post_training.recipes.checkpoints import Checkpoints, remove_unfinished, step_of, tokens_of, whole_checkpoints
     from post_training.recipes.metrics import Metrics
     from post_training.recipes.trainers import make_trainer
@@ -73,13 +75,9 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any) -> int:
     if trainer.is_world_process_zero():
         remove_unfinished(run)
         (run / "run.yaml").write_text(to_yaml(config), encoding="utf8")
-        rows = len(prepared.train)
-        print(
-            f"{run}: {rows:,} rows, " + (f"goes on from step {step_of(newest)}" if newest else f"from {config.model}"),
-            flush=True,
-        )
+        begin = f"goes on from step {step_of(newest)}" if newest else f"from {config.model}"
+        print(f"{run}: {len(prepared.train):,} rows, {begin}", flush=True)
     trainer.accelerator.wait_for_everyone()
-    signals = Signals(run)
     trainer.remove_callback(PrinterCallback)
     progress = ShowProgress(config.train.global_batch_size)
     for callback in (signals, Soundness(), Metrics(run, trainer), Checkpoints(config, trainer), progress):

@@ -24,11 +24,11 @@ _PAIR = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
 def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> Any:
-    """The trainer of a recipe, its model loaded. Raises UserError for data of less than one step, and a model that does not load."""
+    """The trainer of a recipe, its model loaded. Raises UserError for too few rows, and for a model that does not load."""
     rows, step = len(prepared.train), config.train.global_batch_size
     if rows < step:
         raise UserError(
-            f"the data has {rows:,} rows and train.global_batch_size={step}, so that an epoch has no step; lower it, or add data"
+            f"the data has {rows:,} rows and train.global_batch_size={step}, so that an epoch has no step; lower it"
         )
     settings = {
         "model": config.model,
@@ -44,7 +44,7 @@ def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> An
         OSError,
         ValueError,
         ImportError,
-    ) as error:  # files that are missing; a layer, or a kind of attention, that is not there
+    ) as error:  # missing files, layers, kinds of attention
         raise UserError(f"model={config.model}: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
     _reduce_in_fp32(trainer)
     return trainer
@@ -86,7 +86,7 @@ class Supervised(_AsPrepared, SFTTrainer):
 
 
 class Pairs(_AsPrepared, DPOTrainer):
-    """apo_zero: 1 - sigmoid(beta (log p_c - log r_c)) + sigmoid(beta (log p_r - log r_r)); dpo: -log sigmoid of the difference."""
+    """apo_zero: 1 - sigmoid(beta (log p_c - log r_c)) + sigmoid(beta (log p_r - log r_r)); dpo: -log sigmoid(difference)."""
 
 
 class UnpairedCollator(DataCollatorForUnpairedPreference):

@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
-        UserError, match="train.global_batch_size=2 is not a multiple of train.micro_batch_size=1 x 3 processes"
+        UserError, match=r"train.global_batch_size=2 is not a multiple of train.micro_batch_size=1 x 3 processes"
     ):
         ranks.accumulation(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -164,7 +164,7 @@ def test_a_gradient_of_0_ends_the_run_itself(tmp_path: Path, chat_folder: Path, 
 def test_master_weights_below_fp32_are_refused(weight: Any, gradient: Any) -> None:
     parameter = torch.nn.Parameter(torch.ones(2, dtype=weight))
     parameter.grad = None if gradient is None else torch.ones(2, dtype=gradient)
-    with pytest.raises(UserError, match="master weights and gradients are torch.bfloat16 and not fp32 alone"):
+    with pytest.raises(UserError, match=r"master weights and gradients are torch\.bfloat16 and not fp32 alone"):
         Soundness().on_pre_optimizer_step(None, None, None, optimizer=torch.optim.SGD([parameter], lr=1.0))
     whole = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)
     Soundness().on_pre_optimizer_step(None, None, None, optimizer=whole)

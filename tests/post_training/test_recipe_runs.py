@@ -156,6 +156,17 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert_same_end(folder, whole)
 
 
+def test_a_signal_while_the_data_is_prepared_asks_to_be_started_again(
+    chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from post_training.recipes import ranks
+
+    monkeypatch.setattr(ranks, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(SystemExit) as ended:
+        run("sft", write_config(tmp_path, "sft", chat_folder, changes()))
+    assert ended.value.code == exit_codes.REQUEUE
+
+
 def test_the_stop_file_saves_and_asks_not_to_be_started_again(chat_folder: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, "sft", chat_folder, changes())
     (tmp_path / "run").mkdir()
