@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Signals(TrainerCallback):
-    """SIGTERM, SIGUSR1, SIGINT: finish the step, save, exit 85; before training, exit 85. RUN/stop: save, exit 93; the file goes.
+    """SIGTERM, SIGUSR1, SIGINT: finish the step, save, exit 85; before training only exit. RUN/stop: save, exit 93.
 
     What one rank heard, all know after the step, by a collective. A second signal of a kind acts as if this were not here.
     """

@@ -140,8 +140,12 @@ class Checkpoints(TrainerCallback):
             self._export(checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last model, where a kill came between its checkpoint and it; the end of all pushes."""
-        if not state.is_world_process_zero or self.interrupted:
+        if not self.interrupted:
+            self.complete()
+
+    def complete(self) -> None:
+        """Make the last model, where a kill came between its checkpoint and it; wait for all pushes."""
+        if not self.trainer.is_world_process_zero():
             return
         newest = whole_checkpoints(self.run)[-1]
         if not self.model_of(newest).is_dir():

@@ -79,8 +79,16 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
         print(f"{run}: {len(prepared.train):,} rows, {begin}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
-    progress = ShowProgress(config.train.global_batch_size)
-    for callback in (signals, Soundness(), Metrics(run, trainer), Checkpoints(config, trainer), progress):
+    checkpoints = Checkpoints(config, trainer)
+    if newest and step_of(newest) >= _last_step(trainer):
+        checkpoints.complete()
+        return DONE
+    for callback in (signals, Soundness(), Metrics(run, trainer), checkpoints, ShowProgress(config.train.global_batch_size)):
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return signals.code or DONE
+
+
+def _last_step(trainer: Any) -> int:
+    """Of the run. A trainer that is given a checkpoint of it would train one step more."""
+    return int(trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1])
