@@ -72,13 +72,21 @@ def _reduce_in_fp32(trainer: Any) -> None:
 
 
 class _AsPrepared:
-    """What TRL's trainers do otherwise here: they take the data as it is, and leave the model's card to its exporter."""
+    """What TRL's trainers do otherwise here: they take the data as it is, evaluate all of it, and write no model card."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         return None
+
+    def get_eval_dataloader(self: Any, *arguments: Any, **named: Any) -> Any:
+        """All held-out rows; what training leaves out to keep batches whole, evaluation must not."""
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(*arguments, **named)  # type: ignore[misc]
+        finally:
+            self.args.dataloader_drop_last = True
 
 
 class Supervised(_AsPrepared, SFTTrainer):

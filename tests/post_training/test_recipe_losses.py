@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from chats import sums, write_rows
 from recipe_kit import metrics, run, write_config
 from torch.nn.functional import cross_entropy, logsigmoid
 
@@ -86,10 +87,21 @@ def test_packed_samples_train_like_samples_alone(trainer_of: Any, tmp_path: Path
         targets = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         loss = sum(trainer.compute_loss(trainer.model, batch, num_items_in_batch=targets) for batch in batches)
         loss.backward()
-        found.append((targets, float(loss), trainer.model.model.layers[0].self_attn.q_proj.weight.grad))
+        found.append((targets, float(loss.detach()), trainer.model.model.layers[0].self_attn.q_proj.weight.grad))
     (packed_targets, packed, packed_gradient), (targets, alone, gradient) = found
     assert packed_targets == targets and packed == pytest.approx(alone, rel=1e-6)
     assert float((packed_gradient - gradient).abs().max()) < 1e-6 < float(gradient.abs().max())
+
+
+def test_every_held_out_row_is_evaluated_and_no_micro_batch_trained_on_is_short(
+    trainer_of: Any, tmp_path: Path, chat_folder: Path
+) -> None:
+    held_out = [{"name": "held", "path": str(write_rows(tmp_path / "held.jsonl", sums(5, first=100)))}]
+    changes = {"data": {"packing": False, "held_out": held_out}, "train": {"micro_batch_size": 5, "global_batch_size": 5}}
+    trainer = trainer_of("sft", write_config(tmp_path, "sft", chat_folder, changes))
+    trainer.args.per_device_eval_batch_size = 2
+    assert [len(batch["input_ids"]) for batch in trainer.get_eval_dataloader()] == [2, 2, 1]
+    assert [len(batch["input_ids"]) for batch in trainer.get_train_dataloader()] == [5] * 9  # of 48 rows
 
 
 # --- preference --------------------------------------------------------------------------------------------------------------
@@ -120,7 +132,7 @@ def test_losses_of_ratios_to_the_start_are_their_formulas(
     trainer = trainer_of("preference", path, f"preference.loss={formula.__name__}")
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
-    loss = float(trainer.compute_loss(trainer.model, batch))
+    loss = float(trainer.compute_loss(trainer.model, batch).detach())
     ratios = answers(trainer.model.eval(), batch) - answers(plain(chat_folder), batch)
     assert float(ratios.abs().min()) > 0.01
     assert loss == pytest.approx(float(formula(*ratios.chunk(2), 0.5).mean()), rel=1e-5)
@@ -141,7 +153,7 @@ def test_kto_compares_with_the_same_answers_at_other_prompts(trainer_of: Any, tm
     assert bare[1] == [bare[0][i] for i in (3, 0, 1, 2, 7, 4, 5, 6)]
 
     other = {key.removeprefix("KL_"): value for key, value in batch.items() if key.startswith("KL_")}
-    loss = float(trainer.compute_loss(trainer.model, batch))
+    loss = float(trainer.compute_loss(trainer.model, batch).detach())
     start, model = plain(chat_folder), trainer.model.eval()
     kl = (answers(model, other) - answers(start, other)).mean().clamp(min=0)
     chosen, rejected = (answers(model, batch) - answers(start, batch)).chunk(2)
@@ -155,7 +167,7 @@ def test_orpo_is_its_formula_and_needs_no_reference(trainer_of: Any, tmp_path: P
     assert not hasattr(trainer, "ref_model")
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
-    loss = float(trainer.compute_loss(trainer.model, batch))
+    loss = float(trainer.compute_loss(trainer.model, batch).detach())
     chosen, rejected = answers(trainer.model.eval(), batch, mean=True).exp().double().chunk(2)
     odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
     expected = -chosen.log() - 0.5 * torch.log(torch.sigmoid(torch.log(odds_ratio)))
