@@ -20,7 +20,8 @@ from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
 from conversion.export_records import Records
 from conversion.upload.s5cmd import find_program
-from slurm import evaluation_jobs, evaluations, scalars
+from evaluation import scalars
+from slurm import evaluation_jobs, evaluations
 from slurm.scheduler import Job, Slurm
 from smol_train.checkpoint_folder import MARKER, STATE, digest_of, folder_name, note_path, whole_checkpoints
 
