@@ -12,8 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from evaluation import properties
+from evaluation import properties_report
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
@@ -87,12 +88,12 @@ def show(options: argparse.Namespace) -> int:
 def _asked(suite: Suite, options: argparse.Namespace) -> list[SuiteTask]:
     asked = suite.selected(options.use)
     if not asked:
-        raise UserError(f"{options.suite}: no task has use: {options.use}; give --use {'report' if options.use[0] == 'd' else 'development'}")
+        raise UserError(f"{options.suite}: no task has use: {options.use}, which --use asks for; give the other use")
     return asked
 
 
 def _calm_progress_bars() -> None:
-    """lm-eval's bars are tqdm's, which fill a log file: there, a line every quarter of a minute, from bars that last so long."""
+    """lm-eval's bars are tqdm's, which fill a log file: there, only a bar that lasts, and every quarter of a minute."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")
         os.environ.setdefault("TQDM_DELAY", "15")
@@ -101,7 +102,7 @@ def _calm_progress_bars() -> None:
 # --- arguments -------------------------------------------------------------------------------------------------------------
 
 
-def _add_held_out(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_held_out(commands: Any) -> None:
     command = add_command(
         commands,
         "held-out",
@@ -114,11 +115,15 @@ def _add_held_out(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     command.set_defaults(run=held_out)
 
 
-def _add_suite_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, rest: str) -> argparse.ArgumentParser:
+def _add_suite_command(commands: Any, name: str, summary: str, rest: str) -> argparse.ArgumentParser:
     """`run` or `show`: a model and a suite."""
-    command = add_command(commands, name, summary, f"python -m evaluation {name} runs/quickstart/hf --suite evaluation/suites/offline.yaml{rest}")
+    command = add_command(
+        commands, name, summary, f"python -m evaluation {name} runs/quickstart/hf --suite evaluation/suites/offline.yaml{rest}"
+    )
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a Hugging Face folder")
-    command.add_argument("--suite", metavar="S.yaml", type=Path, required=True, help="tasks, and how; key=value replaces a setting of it")
+    command.add_argument(
+        "--suite", metavar="S.yaml", type=Path, required=True, help="tasks, and how; key=value replaces a setting of it"
+    )
     command.add_argument("--use", choices=("development", "report"), default="development", help="which of its tasks")
     return command
 
@@ -130,21 +135,24 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "run", "Score a model on a suite of tasks.", " --output runs/quickstart/scores")
     command.add_argument("--output", metavar="OUT_DIR", type=Path, required=True, help="a new folder: results.json, samples/")
     command.add_argument("--subset", metavar="N", type=whole_number(1), help="at most N questions a task, drawn by the seed")
-    command.add_argument("--tensorboard", metavar="DIR", type=Path, help="add the scores to DIR, by training step and by tokens")
+    command.add_argument(
+        "--tensorboard", metavar="DIR", type=Path, help="add the scores to DIR, by training step and by tokens"
+    )
     command.add_argument("--config", metavar="C", type=Path, help="taken and not used: jobs give the run's configuration")
     command.set_defaults(run=run)
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
-    properties.add_arguments(commands)
+    properties_report.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
-    options, options.overrides = parser.parse_known_args(arguments)  # argparse takes no positional after HF_DIR and options
-    if wrong := [word for word in options.overrides if word.startswith("-") or options.command not in ("run", "show")]:
+    options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
+    options.overrides = overrides
+    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
         return int(options.run(options))

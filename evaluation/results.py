@@ -61,7 +61,9 @@ def add_likelihood_metrics(samples: Samples, count_tokens: CountTokens) -> None:
         sample["gold_bits_per_byte"] = (likelihoods[gold], len(text))
 
 
-def scores_of(samples: Samples, reported: Mapping[str, float], higher_is_better: Mapping[str, bool], seed: int) -> dict[str, Scores]:
+def scores_of(
+    samples: Samples, reported: Mapping[str, float], higher_is_better: Mapping[str, bool], seed: int
+) -> dict[str, Scores]:
     """By metric: lm-eval's own value where there is one (`reported`, by metric and filter), its interval, its chance."""
     ours = {"acc_tokens": True, "gold_bits_per_byte": False}
     found: dict[str, Scores] = {}

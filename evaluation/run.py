@@ -55,7 +55,8 @@ def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> 
 
         def rendered(messages: list[dict[str, str]], add_generation_prompt: bool = True, mode: Mode = one.mode) -> str:
             final = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, **final, **template_arguments(mode)))
+            arguments: dict[str, Any] = final | template_arguments(mode)
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
 
         for task in one.tasks:
             task.set_fewshot_seed(suite.seed)
@@ -66,10 +67,15 @@ def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> 
                 fewshot_as_multiturn=one.mode != "base",
                 chat_template=rendered if one.mode != "base" else None,
             )
+            shown = ""
             for instance in task.instances:
                 prompt, *then = instance.args
-                print(f"== {task.task_name}, {one.mode}, question {instance.doc_id}, {task.OUTPUT_TYPE}\n{prompt}")
-                print(f"-> {then[0]!r}\n" if then else "")
+                if shown != (
+                    shown := f"\n== {task.task_name}, {one.mode}, question {instance.doc_id}, {task.OUTPUT_TYPE}\n{prompt}"
+                ):
+                    print(shown)
+                if then:
+                    print(f"-> {then[0]!r}")
     for name, reason in missing.items():
         print(f"== {name} cannot be run: {reason}")
 
@@ -121,7 +127,9 @@ def check_model(hf_dir: Path) -> None:
         raise UserError(f"{hf_dir} has no config.json; give a Hugging Face folder, as to-hf makes them")
     parity = hf_dir / "parity.json"
     if parity.is_file() and not json.loads(parity.read_text(encoding="utf8")).get("passed"):
-        raise UserError(f"{hf_dir}: parity.json says that the export is not its checkpoint; export it again before it is scored")
+        raise UserError(
+            f"{hf_dir}: parity.json says that the export is not its checkpoint; export it again before it is scored"
+        )
 
 
 def training_of(hf_dir: Path) -> Training:
@@ -140,7 +148,9 @@ def training_of(hf_dir: Path) -> Training:
 def _check_template(hf_dir: Path, loaded: Sequence[Loaded]) -> None:
     chats = [f"{one.asked.name} ({one.mode})" for one in loaded if one.mode != "base"]
     if chats and not AutoTokenizer.from_pretrained(hf_dir).chat_template:
-        raise UserError(f"{hf_dir} has no chat template, which {', '.join(chats)} needs; take these tasks out or give a chat model")
+        raise UserError(
+            f"{hf_dir} has no chat template, which {', '.join(chats)} needs; take these tasks out or give a chat model"
+        )
 
 
 def _model(hf_dir: Path, suite: Suite, device: str) -> HFLM:
@@ -187,9 +197,7 @@ def _evaluate(
         _record_task(model, one, evaluated, record, folder, suite.seed)
 
 
-def _record_task(
-    model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, Any], folder: Path, seed: int
-) -> None:
+def _record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, Any], folder: Path, seed: int) -> None:
     """One entry of the suite: its scores, those of a group's tasks as parts, its samples and pictures."""
     roots = {root.name if isinstance(root, Group) else root.task_name for root in loaded.roots}
     for task in loaded.tasks:

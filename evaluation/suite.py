@@ -41,7 +41,7 @@ class SuiteTask(Section):
     """At most as many questions, drawn by the suite's seed."""
     metrics: tuple[str, ...] = ()
     """Which of the task's metrics are kept, such as acc_norm; empty: all."""
-    generation: dict[str, Any] = {}
+    generation: dict[str, Any] = Field(default_factory=dict)
     """Settings of a generative task that replace its own: max_gen_toks, do_sample, temperature, top_p, until."""
 
     def problems(self) -> list[str]:
@@ -60,7 +60,7 @@ class Suite(Section):
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
     folders: tuple[Path, ...] = ()
     """Folders with lm-eval task files of our own; relative to the suite's file."""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     """Told to every task that makes its own questions, over what its file says: where the text is, lengths, depths."""
     system: str | None = None
     """A system message for all modes but base, after the mode's flag."""

@@ -76,7 +76,9 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> TaskMana
         unknown = [one.name for one in asked if one.name not in manager.task_index]
         if not unknown:
             return manager
-    raise UserError("\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown))
+    raise UserError(
+        "\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown)
+    )
 
 
 def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
@@ -90,7 +92,9 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
             raise
         raise UserError(f"task {asked.name}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(f"task {asked.name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"task {asked.name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     below = {name for group in found["groups"].values() for name in group.child_names}
     return [item for items in (found["groups"], found["tasks"]) for name, item in items.items() if name not in below]
 
@@ -113,7 +117,9 @@ def _set_up(task: Task, asked: SuiteTask, seed: int) -> None:
     if task.OUTPUT_TYPE == "multiple_choice":
         _check_answers(task)
         if asked.form == "cf" and set(task.doc_to_choice(task.eval_docs[0])) <= set(LETTERS):
-            raise UserError(f"task {task.task_name} scores letters, not answers; form: cf needs a task that is written in cloze form")
+            raise UserError(
+                f"task {task.task_name} scores letters, not answers; form: cf needs a task that is written in cloze form"
+            )
         if asked.form == "mcf":
             _list_answers(task)
 

@@ -34,7 +34,7 @@ class Conversation(ConfigurableTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def fewshot_context(
-        self, doc: dict[str, Any], num_fewshot: int, *, chat_template: Callable[..., str] | None = None, **_: Any
+        self, doc: dict[str, Any], num_fewshot: int, *, chat_template: Callable[..., str] | None = None, **_others: Any
     ) -> str:
         """The rendered conversation, up to where the model begins. Raises ValueError without a template."""
         if chat_template is None:
@@ -42,7 +42,7 @@ class Conversation(ConfigurableTask):
         return chat_template(list(doc["messages"]), add_generation_prompt=True)
 
 
-def think_follow(*, questions: int, seed: int, **_: Any) -> dict[str, Any]:
+def think_follow(*, questions: int, seed: int, **_others: Any) -> dict[str, Any]:
     """Rows {"messages", "wanted", "turns"}: as many of each number of turns, half of all last turns asking for reasoning."""
     from datasets import Dataset
 

@@ -11,15 +11,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-SUBJECTS = (
-    "the sea;a train journey;bread;the moon;a small town;winter;libraries;bicycles;rivers;honey bees;chess;mountains;old maps;"
-    "tea;clocks;gardens;bridges;paper;the violin;markets"
-).split(";")
-KEYWORDS = "water morning silver careful people winter quiet letter".split()
+
+def _words(text: str) -> list[str]:
+    return text.split(", ")
+
+
+SUBJECTS = _words(
+    "the sea, a train journey, bread, the moon, a small town, winter, libraries, bicycles, rivers, honey bees, "
+    "chess, mountains, old maps, tea, clocks, gardens, bridges, paper, the violin, markets"
+)
+KEYWORDS = _words("water, morning, silver, careful, people, winter, quiet, letter")
 ENDINGS = ("That is all.", "Is there anything else?", "Thank you for reading.")
 
 
-def questions(*, questions: int, seed: int, **_: Any) -> dict[str, Any]:
+def questions(*, questions: int, seed: int, **_others: Any) -> dict[str, Any]:
     """Rows {"prompt", "constraints"}: constraints as JSON, a list of [kind, value]."""
     from datasets import Dataset
 
@@ -27,7 +32,7 @@ def questions(*, questions: int, seed: int, **_: Any) -> dict[str, Any]:
     rows = []
     for number in range(questions):
         kinds = draw.sample(sorted(KINDS), 1 + number % 3)
-        constraints = [[kind, value] for kind in kinds if (value := KINDS[kind].value(draw)) is not None]
+        constraints = [[kind, draw.choice(KINDS[kind].values)] for kind in kinds]
         asked = " ".join(KINDS[kind].asks.format(value=value) for kind, value in constraints)
         rows.append({"prompt": f"Write about {draw.choice(SUBJECTS)}. {asked}", "constraints": json.dumps(constraints)})
     return {"test": Dataset.from_list(rows)}
@@ -41,13 +46,10 @@ def score(row: dict[str, Any], answers: list[str]) -> dict[str, float]:
 
 
 class _Kind:
-    """A kind of constraint: how a value is drawn, how it is asked for, whether an answer meets it."""
+    """A kind of constraint: how it is asked for, whether an answer meets it, and for which values."""
 
     def __init__(self, asks: str, holds: Callable[[str, Any], bool], *values: Any) -> None:
         self.asks, self.holds, self.values = asks, holds, values
-
-    def value(self, draw: random.Random) -> Any:
-        return draw.choice(self.values)
 
 
 KINDS = {

@@ -9,14 +9,26 @@ As multiple_retrieval of RULER (Hsieh et al. 2024, multi-key), but scored by lik
 import random
 from typing import Any
 
-THINGS = "animal bird flower tree fruit stone metal colour tool boat house road river hill town coat".split()
-PLACES = "kitchen garden office school harbour station museum library market castle tower chapel forest valley".split()
-SECRETS = "tiger eagle tulip maple cherry marble copper violet hammer ferry cottage bridge canyon meadow village jacket".split()
-VERBS = "stands waits rests hides sleeps shines turns falls".split()
+
+def _words(text: str) -> list[str]:
+    return text.split(", ")
+
+
+THINGS = _words("animal, bird, flower, tree, fruit, stone, metal, colour, tool, boat, house, road, river, hill, town, coat")
+PLACES = _words(
+    "kitchen, garden, office, school, harbour, station, museum, library, market, castle, tower, chapel, forest, valley"
+)
+SECRETS = _words(
+    "tiger, eagle, tulip, maple, cherry, marble, copper, violet, hammer, ferry, cottage, bridge, canyon, meadow, "
+    "village, jacket"
+)
+VERBS = _words("stands, waits, rests, hides, sleeps, shines, turns, falls")
 INTRODUCTION = "Somewhere in this text secret words are told.\n"
 
 
-def questions(*, pretrained: str, lengths: list[int], depths: list[float], each: int, seed: int, **_: Any) -> dict[str, Any]:
+def questions(
+    *, pretrained: str, lengths: list[int], depths: list[float], each: int, seed: int, **_others: Any
+) -> dict[str, Any]:
     """Rows {"haystack", "place", "choices", "answer", "length", "depth"}: `each` for every pair of a length and a depth.
 
     Raises ValueError for a length that has no room for the needles.
@@ -57,7 +69,8 @@ def _hay(draw: random.Random, tokenizer: Any, room: int) -> list[str]:
     sentences: list[str] = []
     while True:
         more = [f"The {draw.choice(THINGS)} {draw.choice(VERBS)} near the {draw.choice(THINGS)}." for _ in range(64)]
-        for sentence, ids in zip(more, tokenizer([f" {one}" for one in more], add_special_tokens=False)["input_ids"], strict=True):
+        encoded = tokenizer([f" {sentence}" for sentence in more], add_special_tokens=False)["input_ids"]
+        for sentence, ids in zip(more, encoded, strict=True):
             if len(ids) > room:
                 return sentences
             room -= len(ids)

@@ -17,14 +17,16 @@ SHOWN, HIDDEN = 200, 80
 """Characters of a cloze question's beginning and of its continuations, about: all are cut between words."""
 
 
-def passages(*, text: str, domain: str, characters: int, **_: Any) -> dict[str, Any]:
-    """The whole domain as rows {"passage"}; for loglikelihood_rolling. Raises FileNotFoundError where there is no text."""
+def passages(*, text: str, domain: str, characters: int, most: int, seed: int, **_others: Any) -> dict[str, Any]:
+    """At most `most` passages of a domain as rows {"passage"}; for loglikelihood_rolling."""
     from datasets import Dataset
 
-    return {"test": Dataset.from_list([{"passage": passage} for passage in cut(Path(text) / domain, characters)])}
+    pieces = cut(Path(text) / domain, characters)
+    drawn = random.Random(f"passages {domain} {seed}").sample(pieces, min(most, len(pieces)))
+    return {"test": Dataset.from_list([{"passage": passage} for passage in drawn])}
 
 
-def cloze(*, text: str, domain: str, questions: int, seed: int, **_: Any) -> dict[str, Any]:
+def cloze(*, text: str, domain: str, questions: int, seed: int, **_others: Any) -> dict[str, Any]:
     """Rows {"beginning", "continuations", "answer"}: which of four continuations is the beginning's own."""
     from datasets import Dataset
 
@@ -44,7 +46,10 @@ def cloze(*, text: str, domain: str, questions: int, seed: int, **_: Any) -> dic
 
 
 def cut(folder: Path, characters: int) -> list[str]:
-    """All documents of a folder, in order, in pieces of at least `characters` that end with a word; short ends left out."""
+    """All documents of a folder, in order, in pieces of at least `characters` that end with a word; short ends left out.
+
+    Raises FileNotFoundError where there are none.
+    """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no *.jsonl; give the folder with one folder of JSON lines a domain")

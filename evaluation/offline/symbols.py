@@ -3,15 +3,20 @@
 import random
 from typing import Any
 
-WORDS = (
-    "apple bridge candle desert engine feather garden hammer island jacket kettle ladder market needle orange pencil "
-    "rabbit saddle table umbrella valley window yellow zebra"
-).split()
+
+def _words(text: str) -> list[str]:
+    return text.split(", ")
+
+
+WORDS = _words(
+    "apple, bridge, candle, desert, engine, feather, garden, hammer, island, jacket, kettle, ladder, market, "
+    "needle, orange, pencil, rabbit, saddle, table, umbrella, valley, window, yellow, zebra"
+)
 SHOTS = 4
 
 
-def sums(*, questions: int, largest: int, seed: int, **_: Any) -> dict[str, Any]:
-    """Rows {"solved", "sum", "choices", "answer"}: additions below four solved ones; wrong are 1 and 10 off, and a difference."""
+def sums(*, questions: int, largest: int, seed: int, **_others: Any) -> dict[str, Any]:
+    """Rows {"solved", "sum", "choices", "answer"}: additions below solved ones; the wrong are 1 and 10 off, and a - b."""
     draw = random.Random(f"sums {seed}")
 
     def pair() -> tuple[int, int]:
@@ -28,7 +33,7 @@ def sums(*, questions: int, largest: int, seed: int, **_: Any) -> dict[str, Any]
     return _dataset(rows)
 
 
-def copies(*, questions: int, words: int, seed: int, **_: Any) -> dict[str, Any]:
+def copies(*, questions: int, words: int, seed: int, **_others: Any) -> dict[str, Any]:
     """Rows {"shown", "choices", "answer"}: a sequence of words, and again up to its last word, which is asked for; the wrong
     choices are words of the sequence too, so that it takes the order, not the words."""
     draw = random.Random(f"copies {seed}")
