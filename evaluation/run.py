@@ -70,10 +70,9 @@ def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> 
             shown = ""
             for instance in task.instances:
                 prompt, *then = instance.args
-                if shown != (
-                    shown := f"\n== {task.task_name}, {one.mode}, question {instance.doc_id}, {task.OUTPUT_TYPE}\n{prompt}"
-                ):
-                    print(shown)
+                question = f"\n== {task.task_name}, {one.mode}, question {instance.doc_id}\n{prompt}"
+                if question != shown:
+                    print(shown := question)
                 if then:
                     print(f"-> {then[0]!r}")
     for name, reason in missing.items():
@@ -127,9 +126,7 @@ def check_model(hf_dir: Path) -> None:
         raise UserError(f"{hf_dir} has no config.json; give a Hugging Face folder, as to-hf makes them")
     parity = hf_dir / "parity.json"
     if parity.is_file() and not json.loads(parity.read_text(encoding="utf8")).get("passed"):
-        raise UserError(
-            f"{hf_dir}: parity.json says that the export is not its checkpoint; export it again before it is scored"
-        )
+        raise UserError(f"{hf_dir}: parity.json says that it is not its checkpoint; export it again before it is scored")
 
 
 def training_of(hf_dir: Path) -> Training:
@@ -148,9 +145,8 @@ def training_of(hf_dir: Path) -> Training:
 def _check_template(hf_dir: Path, loaded: Sequence[Loaded]) -> None:
     chats = [f"{one.asked.name} ({one.mode})" for one in loaded if one.mode != "base"]
     if chats and not AutoTokenizer.from_pretrained(hf_dir).chat_template:
-        raise UserError(
-            f"{hf_dir} has no chat template, which {', '.join(chats)} needs; take these tasks out or give a chat model"
-        )
+        tasks = ", ".join(chats)
+        raise UserError(f"{hf_dir} has no chat template for {tasks}; take these out of the suite or give a chat model")
 
 
 def _model(hf_dir: Path, suite: Suite, device: str) -> HFLM:

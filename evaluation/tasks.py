@@ -19,6 +19,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.filters.selection import TakeFirstFilter
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
 from smol_config import UserError, nearest
@@ -67,18 +68,19 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> TaskMana
     for folder in suite.folders:
         if not folder.is_dir():
             raise UserError(f"folders: {folder} is no folder; give one that holds lm-eval task files")
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                load_yaml(path, resolve_func=False)
+            except (yaml.YAMLError, ValueError, OSError) as error:  # lm-eval would leave the file out, and say nothing
+                raise UserError(f"{path} is no task file: {' '.join(str(error).split())}") from error
     told = {"pretrained": str(hf_dir)} | suite.data
     for defaults in (False, True):
-        try:
-            manager = TaskManager(include_path=list(suite.folders), include_defaults=defaults, metadata=told)
-        except yaml.YAMLError as error:
-            raise UserError(f"folders: a task file is not valid YAML: {' '.join(str(error).split())}") from error
+        manager = TaskManager(include_path=list(suite.folders), include_defaults=defaults, metadata=told)
         unknown = [one.name for one in asked if one.name not in manager.task_index]
         if not unknown:
             return manager
-    raise UserError(
-        "\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown)
-    )
+    faults = [f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown]
+    raise UserError("\n  ".join(faults))
 
 
 def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
@@ -92,9 +94,8 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
             raise
         raise UserError(f"task {asked.name}: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, datasets.exceptions.DatasetGenerationError) as error:
-        raise UserError(
-            f"task {asked.name} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
+        said = " ".join(str(error).split())
+        raise UserError(f"task {asked.name} cannot be loaded: {type(error).__name__}: {said}") from error
     below = {name for group in found["groups"].values() for name in group.child_names}
     return [item for items in (found["groups"], found["tasks"]) for name, item in items.items() if name not in below]
 
@@ -117,9 +118,7 @@ def _set_up(task: Task, asked: SuiteTask, seed: int) -> None:
     if task.OUTPUT_TYPE == "multiple_choice":
         _check_answers(task)
         if asked.form == "cf" and set(task.doc_to_choice(task.eval_docs[0])) <= set(LETTERS):
-            raise UserError(
-                f"task {task.task_name} scores letters, not answers; form: cf needs a task that is written in cloze form"
-            )
+            raise UserError(f"task {task.task_name} scores letters; form: cf needs a task whose choices are the answers")
         if asked.form == "mcf":
             _list_answers(task)
 

@@ -45,12 +45,12 @@ def test_a_cloze_question_has_its_own_continuation_once_among_others_of_its_doma
 
 def test_passages_are_whole_words_of_about_the_length(corpus: Path) -> None:
     for piece in passages.cut(corpus / "text" / "held_out" / "docs", 300):
-        assert 300 <= len(piece) < 400 or " " not in piece[300:] and "\n" not in piece[300:]
+        assert 300 <= len(piece) < 400 or (" " not in piece[300:] and "\n" not in piece[300:])
         assert piece == piece.strip()
 
 
 def test_text_that_is_missing_or_too_short_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no \\*.jsonl; give the folder with one folder of JSON lines a domain"):
+    with pytest.raises(FileNotFoundError, match=r"holds no \*.jsonl; give the folder with one folder of JSON lines a domain"):
         passages.cut(tmp_path, 10)
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "a.jsonl").write_text('{"text": "short"}\n')
@@ -75,9 +75,7 @@ def test_a_copy_asks_for_the_last_word_of_a_sequence_shown_once() -> None:
 
 def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(base_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    made = rows(
-        needle.questions(pretrained=str(base_model), lengths=[200, 500], depths=[0.0, 0.5, 1.0], each=4, seed=0)
-    )
+    made = rows(needle.questions(pretrained=str(base_model), lengths=[200, 500], depths=[0.0, 0.5, 1.0], each=4, seed=0))
     assert len(made) == 24
     for row in made:
         right = row["choices"][row["answer"]]
@@ -87,7 +85,7 @@ def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(base_model: Path) 
         assert hay.index(told) / (len(hay) - len(told)) == pytest.approx(row["depth"], abs=0.12)
         asked = f"{row['haystack']}\nThe secret word of the {row['place']} is {right}"
         assert row["length"] - 30 < len(tokenizer(asked)["input_ids"]) <= row["length"]
-    with pytest.raises(ValueError, match="data.lengths: 40 tokens have no room for the needles; the least is "):
+    with pytest.raises(ValueError, match=r"data.lengths: 40 tokens have no room for the needles; the least is "):
         needle.questions(pretrained=str(base_model), lengths=[40], depths=[0.0], each=1, seed=0)
 
 
