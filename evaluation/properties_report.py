@@ -58,18 +58,23 @@ def _verdict_table(verdicts: Mapping[str, Verdict]) -> str:
 def _apart_table(names: Sequence[str], records: Mapping[int, dict[str, Any]]) -> str:
     """Whether the first, the middle and the last checkpoint of a run differ, by paired intervals."""
     steps = list(records)
-    chosen = [steps[0], steps[len(steps) // 2], steps[-1]]
-    pairs = list(itertools.pairwise(dict.fromkeys(chosen)))
+    pairs = list(itertools.pairwise(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]])))
     rows = []
     for name in names:
+        higher = records[steps[0]]["higher_is_better"].get(name, True)
         row = [name]
         for earlier, later in pairs:
             apart = paired_difference(name, records[earlier], records[later])
-            row.append(
-                "-" if apart is None else f"{apart[0]:+.4f} .. {apart[1]:+.4f} {'yes' if apart[0] * apart[1] > 0 else 'no'}"
-            )
+            row.append(f"{apart[0]:+.4f} .. {apart[1]:+.4f} {_said(apart, higher):>6}" if apart else "-")
         rows.append(row)
-    return table(["apart, 95 % of the difference", *(f"{a} to {b}" for a, b in pairs)], rows)
+    return table(["later less earlier, 95 %", *(f"{earlier} to {later}" for earlier, later in pairs)], rows)
+
+
+def _said(apart: tuple[float, float], higher_is_better: bool) -> str:
+    low, high = apart
+    if low <= 0 <= high:
+        return "same"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def draw(runs: Runs, verdicts: Mapping[str, Verdict], path: Path) -> None:
@@ -93,6 +98,7 @@ def draw(runs: Runs, verdicts: Mapping[str, Verdict], path: Path) -> None:
                     panel.fill_between(curve.steps, *zip(*bands, strict=True), color=colours[model], alpha=0.15, linewidth=0)
         chance = next(iter(next(iter(runs.values()))[0].values()))["chance"].get(name)
         if chance is not None:
+            panel.set_ylim(panel.get_ylim())  # of the curves: chance may be far away
             panel.axhline(chance, color="grey", linestyle=":")
         marks = " ".join({True: "✓", False: "✗", None: "–"}[passed] for passed in verdict.passes())
         panel.set_title(f"{name.removeprefix('eval/')}   {marks}", fontsize=9)

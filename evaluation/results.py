@@ -30,6 +30,8 @@ UNIFORM_BYTE = 8.0
 class Scores(NamedTuple):
     """What one metric of one task came to."""
 
+    metric: str
+    """Its name alone; scores have the filter's name after it where a task has several."""
     value: float
     interval: tuple[float, float] | None
     """95 %, over the choice of questions; None where lm-eval's aggregation is neither a mean nor a ratio."""
@@ -77,7 +79,7 @@ def scores_of(
             value = reported.get(f"{metric},{chosen}")
             measured = value if isinstance(value, int | float) else float(_estimate(np.ones((1, len(values))), values)[0])
             name = metric if len(filters) == 1 else f"{metric}_{chosen}"
-            found[name] = Scores(float(measured), interval(values, seed), _chance(metric, rows), better)
+            found[name] = Scores(metric, float(measured), interval(values, seed), _chance(metric, rows), better)
     return found
 
 

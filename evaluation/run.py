@@ -224,13 +224,13 @@ def _record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, 
         if isinstance(root, Group):
             found = {key.partition(",")[0]: value for key, value in evaluated["results"][root.name].items() if "," in key}
             better = evaluated["higher_is_better"].get(root.name, {})
-            scores = {m: Scores(v, None, None, better.get(m, True)) for m, v in found.items() if isinstance(v, float)}
+            scores = {m: Scores(m, v, None, None, better.get(m, True)) for m, v in found.items() if isinstance(v, float)}
             _add(record, "results", root.name, loaded, scores)
 
 
 def _add(record: dict[str, Any], where: str, name: str, loaded: Loaded, scores: dict[str, Scores]) -> None:
     for metric, score in scores.items():
-        if loaded.asked.metrics and metric not in loaded.asked.metrics:
+        if loaded.asked.metrics and score.metric not in loaded.asked.metrics:
             continue
         full = results.score_name(name, loaded.mode, metric)
         record[where][full] = score.value

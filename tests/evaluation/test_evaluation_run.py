@@ -297,7 +297,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     (tmp_path / "tasks" / "broken.yaml").write_text("task: [unclosed")
     refused(f"{tmp_path / 'tasks' / 'broken.yaml'} is no task file: while parsing a flow sequence")
     (tmp_path / "tasks" / "broken.yaml").unlink()
-    refused("folders: no/such is no folder; give one that holds", base_model, suite, "folders=[/no/such]")
+    refused("folders: /no/such is no folder; give one that holds", base_model, suite, "folders=[/no/such]")
     refused("tasks.0.form: Input should be 'cf' or 'mcf', got 'x'", base_model, suite, "tasks.0.form=x")
     refused("modes: base is given twice; keep one", base_model, suite, "tasks.0.modes=[base, base]")
     refused("tasks: colours is given twice in mode base", base_model, write_suite([{"name": "colours"}] * 2))
