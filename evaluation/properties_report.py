@@ -107,7 +107,7 @@ def draw(runs: Runs, verdicts: Mapping[str, Verdict], path: Path) -> None:
     panels[0][0].legend(*_once(panels[0][0]), fontsize=8)
     figure.suptitle(f"{', '.join(PROPERTIES)}: ✓ has it, ✗ has it not, – not measured; dotted: chance", fontsize=9)
     figure.supxlabel("training step", fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
 
 

@@ -6,6 +6,7 @@ Nothing about tasks themselves is written here: they are lm-eval's YAML files, i
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ class Suite(Section):
         return [task for task in self.tasks if task.use == use]
 
 
-def load_suite(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Suite:
+def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
     """The suite of a file, its folders made absolute; raises ConfigError listing every fault."""
     suite = parse(Suite, load_mapping(path, overrides), source=str(path))
     return suite.model_copy(update={"folders": tuple((path.parent / folder).resolve() for folder in suite.folders)})

@@ -1,14 +1,14 @@
 """Small models with random weights and the corpus's tokenizer, as base and as chat model; how tests write tasks and suites."""
 
-from collections.abc import Callable
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_runs import REPOSITORY
+from evaluation_parts import OFFLINE, Write
 
-OFFLINE = REPOSITORY / "evaluation" / "offline"
 TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
 {{ message['content'] }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
@@ -16,8 +16,6 @@ TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
 
 </think>
 {% endif %}{% endif %}"""
-
-Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +36,6 @@ def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chat_model(base_model: Path) -> Path:
     """The same with a chat template."""
-    import shutil
-
     folder = base_model.with_name("chat")
     shutil.copytree(base_model, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -63,7 +59,6 @@ def write_suite(tmp_path: Path) -> Write:
 @pytest.fixture
 def write_task(tmp_path: Path) -> Write:
     """task(name, rows, **settings): a multiple-choice task of JSON lines; returns its YAML file."""
-    import json
 
     def write(name: str, rows: list[dict[str, Any]], **settings: Any) -> Path:
         folder = tmp_path / "tasks"

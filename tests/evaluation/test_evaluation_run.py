@@ -10,7 +10,7 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pytest
-from conftest import OFFLINE, Write
+from evaluation_parts import OFFLINE, Write
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -316,6 +316,19 @@ def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
 ) -> None:
     assert run(base_model, write_suite([{"name": "helaswag"}]), tmp_path / "out") == 2
     assert "tasks: 'helaswag' is none that lm-eval knows; did you mean 'hellaswag'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "instruct"])
+def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
+    name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
+    for use in ("development", "report"):
+        assert run(base_model, path, tmp_path / use, "--use", use) == 1
+        made = record(tmp_path / use)
+        assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
+        assert capsys.readouterr().err.count("not run: ") == len(made["not_run"])
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Write
+from evaluation_parts import Write
 
 from evaluation import heat_map
 from evaluation.results import interval, score_name
