@@ -69,6 +69,9 @@ def run(options: argparse.Namespace) -> int:
         for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
             if record[axis] is not None:
                 add_missing(options.tensorboard / folder, {record[axis]: record["results"]})
+    for name, task in record["tasks"].items():
+        if task["truncated"]:
+            print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
     for name, reason in record["not_run"].items():
         print(f"not run: {name}: {reason}", file=sys.stderr)
     print(f"wrote {options.output / 'results.json'} and the samples beside it", flush=True)

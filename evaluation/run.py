@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import lm_eval
 import torch
 from lm_eval.api.group import Group
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
@@ -195,7 +196,8 @@ def _evaluate(
 
 def _record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, Any], folder: Path, seed: int) -> None:
     """One entry of the suite: its scores, those of a group's tasks as parts, its samples and pictures."""
-    roots = {root.name if isinstance(root, Group) else root.task_name for root in loaded.roots}
+    groups = [root for root in loaded.roots if isinstance(root, Group)]
+    in_group = {task.task_name for group in groups if group.has_aggregation for task in group.get_all_tasks()}
     for task in loaded.tasks:
         name = task.task_name
         samples: Samples = evaluated["samples"][name]
@@ -204,7 +206,7 @@ def _record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, 
                 sample["gold"] = gold(task, sample["doc"])
             results.add_likelihood_metrics(samples, lambda context, text: len(model._encode_pair(context, text)[1]))
         scores = results.scores_of(samples, evaluated["results"][name], task.higher_is_better(), seed)
-        _add(record, "results" if name in roots else "parts", name, loaded, scores)
+        _add(record, "parts" if name in in_group else "results", name, loaded, scores)
         label = name if loaded.mode == "base" else f"{name}_{loaded.mode}"
         path = folder / "samples" / f"{label}.jsonl"
         results.write_samples(path, samples, [*task.higher_is_better(), *NAMED_METRICS])
@@ -218,14 +220,25 @@ def _record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, 
             "shots": task.config.num_fewshot,
             "repeats": task.config.repeats,
             "generation": task.config.generation_kwargs,
+            "truncated": _truncated(model, task, samples),
             "prompts_sha256": results.prompts_sha256(samples),
         }
-    for root in loaded.roots:
-        if isinstance(root, Group):
-            found = {key.partition(",")[0]: value for key, value in evaluated["results"][root.name].items() if "," in key}
-            better = evaluated["higher_is_better"].get(root.name, {})
-            scores = {m: Scores(m, v, None, None, better.get(m, True)) for m, v in found.items() if isinstance(v, float)}
-            _add(record, "results", root.name, loaded, scores)
+    for group in groups:
+        found = {key.partition(",")[0]: value for key, value in evaluated["results"][group.name].items() if "," in key}
+        better = evaluated["higher_is_better"].get(group.name, {})
+        scores = {m: Scores(m, v, None, None, better.get(m, True)) for m, v in found.items() if isinstance(v, float)}
+        _add(record, "results", group.name, loaded, scores)
+
+
+def _truncated(model: HFLM, task: Task, samples: Samples) -> int:
+    """Questions that the model did not read from their beginning, since they were too long: lm-eval only logs that."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":  # in windows, each token once
+        return 0
+    room = model.max_length
+    if task.OUTPUT_TYPE == "generate_until":
+        room -= task.config.generation_kwargs.get("max_gen_toks", model.max_gen_toks)
+    texts = [["".join(part for part in each if isinstance(part, str)) for each in sample["arguments"]] for sample in samples]
+    return sum(max(len(model.tok_encode(text)) for text in of_question) > room for of_question in texts)
 
 
 def _add(record: dict[str, Any], where: str, name: str, loaded: Loaded, scores: dict[str, Scores]) -> None:

@@ -56,9 +56,11 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
             except (ConnectionError, ImportError, datasets.exceptions.DatasetNotFoundError) as error:
                 missing[one.label] = " ".join(str(error).split())
                 break
+            if one.form == "mcf" and any(isinstance(root, Group) for root in roots):
+                raise UserError(f"tasks: {one.name} is a group; form: mcf is for a task alone, give those of the group")
             loaded.append(Loaded(one, mode, roots))
             for task in loaded[-1].tasks:
-                _set_up(task, one, suite.seed)
+                _set_up(task, one)
             _check_metrics(loaded[-1])
     return loaded, missing
 
@@ -100,7 +102,7 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
     return [item for items in (found["groups"], found["tasks"]) for name, item in items.items() if name not in below]
 
 
-def _set_up(task: Task, asked: SuiteTask, seed: int) -> None:
+def _set_up(task: Task, asked: SuiteTask) -> None:
     """Shots, form, sampling and what is scored, as the suite says."""
     if asked.shots is not None:
         task.set_config("num_fewshot", asked.shots)

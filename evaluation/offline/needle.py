@@ -31,12 +31,15 @@ def questions(
 ) -> dict[str, Any]:
     """Rows {"haystack", "place", "choices", "answer", "length", "depth"}: `each` for every pair of a length and a depth.
 
-    Raises ValueError for a length that has no room for the needles.
+    Raises ValueError for a length that has no room for the needles, or that the model does not read.
     """
     from datasets import Dataset
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    read = AutoConfig.from_pretrained(pretrained).max_position_embeddings
+    if max(lengths) > read:
+        raise ValueError(f"data.lengths: {max(lengths)} tokens are more than the model reads, {read}")
     draw = random.Random(f"needle {seed}")
     rows = []
     for length in lengths:

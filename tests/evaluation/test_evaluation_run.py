@@ -226,6 +226,27 @@ def test_groups_have_their_own_score_and_their_tasks_as_parts(
     assert made["results"]["eval/both/acc"] == made["parts"]["eval/colours/acc"] == made["parts"]["eval/again/acc"]
 
 
+def test_a_group_without_a_score_of_its_own_gives_those_of_its_tasks(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("colours", "again"):
+        write_task(name, COLOURS)
+    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [colours, again]\n")
+    assert run(base_model, write_suite([{"name": "both", "metrics": ["acc"]}]), tmp_path / "out") == 0
+    assert record(tmp_path / "out")["results"].keys() == {"eval/colours/acc", "eval/again/acc"}
+    assert run(base_model, write_suite([{"name": "both", "form": "mcf"}]), tmp_path / "mcf") == 2
+    assert "tasks: both is a group; form: mcf is for a task alone" in capsys.readouterr().err
+
+
+def test_questions_that_are_too_long_are_counted_and_told(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", [{**row, "question": "very " * 600 * (number < 3) + "short"} for number, row in enumerate(COLOURS)])
+    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    assert record(tmp_path / "out")["tasks"]["colours"]["truncated"] == 3
+    assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
+
+
 Change = dict[str, Any]
 
 

@@ -87,6 +87,8 @@ def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(base_model: Path) 
         assert row["length"] - 30 < len(tokenizer(asked)["input_ids"]) <= row["length"]
     with pytest.raises(ValueError, match=r"data.lengths: 40 tokens have no room for the needles; the least is "):
         needle.questions(pretrained=str(base_model), lengths=[40], depths=[0.0], each=1, seed=0)
+    with pytest.raises(ValueError, match=r"data.lengths: 600 tokens are more than the model reads, 512"):
+        needle.questions(pretrained=str(base_model), lengths=[40, 600], depths=[0.0], each=1, seed=0)
 
 
 @pytest.mark.parametrize(
