@@ -1,56 +1,111 @@
-"""Entry of `python -m evaluation`: the held-out loss of a Hugging Face folder, as one JSON file.
+"""Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
-    python -m evaluation held-out HF_DIR --config C.yaml --output FILE
+    held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
+    run        a folder through a suite of tasks; show: the prompts of one; properties: whether tasks are fit to decide by
 
-Windows and targets are the trainer's (held_out.py), and so is the name, eval/loss/NAME: TensorBoard draws both into one
-chart. On a GPU where there is one. Exit code 2 and one sentence for bad input; FILE is then not written.
+Exit codes: 0 done, 1 done but for tasks whose data or packages could not be reached, 2 bad input (nothing written).
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from evaluation import properties_report
+from evaluation.results import result_table
+from evaluation.scalars import add_missing
+from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
-from smol_console import add_command
+from smol_console import add_command, whole_number
 from smol_data.config import DataConfig
 
 WINDOWS = 256
 """Of each held-out set, where the configuration has no evaluation.windows: the trainer's default."""
 
 
-def held_out(hf_dir: Path, config: Path, output: Path) -> None:
-    """Write {"model": HF_DIR, "results": {"eval/loss/NAME": loss in nats}} for every set of data.held_out.
+def held_out(options: argparse.Namespace) -> int:
+    """Write {"model": HF_DIR, "results": {"eval/loss/NAME": loss in nats}} for every set of data.held_out: the trainer's names,
+    so that TensorBoard draws both into one chart.
 
     Raises UserError for a folder that is no model, a configuration without held-out sets, and one that does not open.
     """
-    mapping = load_mapping(config)
-    data = parse(DataConfig, mapping.get("data", {}), source=str(config), at="data")
+    mapping = load_mapping(options.config)
+    data = parse(DataConfig, mapping.get("data", {}), source=str(options.config), at="data")
     if not data.held_out:
-        raise UserError(f"{config}: data.held_out names no dataset; add one to evaluate on")
-    if not (hf_dir / "config.json").is_file():
-        raise UserError(f"{hf_dir} has no config.json; give a Hugging Face folder, as to-hf makes them")
+        raise UserError(f"{options.config}: data.held_out names no dataset; add one to evaluate on")
+    if not (options.hf_dir / "config.json").is_file():
+        raise UserError(f"{options.hf_dir} has no config.json; give a Hugging Face folder, as to-hf makes them")
     import torch
     from transformers import AutoModelForCausalLM
 
     from evaluation.held_out import held_out_loss
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype="auto").eval().to(device)
+    model = AutoModelForCausalLM.from_pretrained(options.hf_dir, dtype="auto").eval().to(device)
     windows = (mapping.get("evaluation") or {}).get("windows", WINDOWS)
     results = {}
     for name, folder in data.held_out.items():
         loss, targets = held_out_loss(model, folder, data.sequence_length, windows)
         results[f"eval/loss/{name}"] = loss
         print(f"{name}: {loss:.5f} nats over {targets:,} targets", flush=True)
-    output.write_text(json.dumps({"model": str(hf_dir), "results": results}, indent=1) + "\n", encoding="utf8")
+    record = {"model": str(options.hf_dir), "results": results}
+    options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
+    return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, print the table, add the scalars."""
+    suite = load_suite(options.suite, options.overrides)
+    asked = _asked(suite, options)
+    _calm_progress_bars()
+    from evaluation.run import run as run_suite
+
+    record = run_suite(options.hf_dir, suite, asked, options.output, options.subset)
+    print(result_table(record))
+    if options.tensorboard:
+        for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
+            if record[axis] is not None:
+                add_missing(options.tensorboard / folder, {record[axis]: record["results"]})
+    for name, task in record["tasks"].items():
+        if task["truncated"]:
+            print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
+    for name, reason in record["not_run"].items():
+        print(f"not run: {name}: {reason}", file=sys.stderr)
+    print(f"wrote {options.output / 'results.json'} and the samples beside it", flush=True)
+    return 1 if record["not_run"] else 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print prompts."""
+    suite = load_suite(options.suite, options.overrides)
+    asked = _asked(suite, options)
+    from evaluation.run import show as show_prompts
+
+    show_prompts(options.hf_dir, suite, asked, options.count)
+    return 0
+
+
+def _asked(suite: Suite, options: argparse.Namespace) -> list[SuiteTask]:
+    asked = suite.selected(options.use)
+    if not asked:
+        raise UserError(f"{options.suite}: no task has use: {options.use}, which --use asks for; give the other use")
+    return asked
+
+
+def _calm_progress_bars() -> None:
+    """lm-eval's bars are tqdm's, which fill a log file: there, only a bar that lasts, and every quarter of a minute."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "15")
+        os.environ.setdefault("TQDM_DELAY", "15")
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------------
+
+
+def _add_held_out(commands: Any) -> None:
     command = add_command(
         commands,
         "held-out",
@@ -60,13 +115,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a Hugging Face folder")
     command.add_argument("--config", metavar="C", type=Path, required=True, help="the run's configuration")
     command.add_argument("--output", metavar="FILE", type=Path, required=True, help="JSON with the losses")
-    options = parser.parse_args(arguments)
+    command.set_defaults(run=held_out)
+
+
+def _add_suite_command(commands: Any, name: str, summary: str, rest: str) -> argparse.ArgumentParser:
+    """`run` or `show`: a model and a suite."""
+    command = add_command(
+        commands, name, summary, f"python -m evaluation {name} runs/quickstart/hf --suite evaluation/suites/offline.yaml{rest}"
+    )
+    command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a Hugging Face folder")
+    command.add_argument(
+        "--suite", metavar="S.yaml", type=Path, required=True, help="tasks, and how; key=value replaces a setting of it"
+    )
+    command.add_argument("--use", choices=("development", "report"), default="development", help="which of its tasks")
+    return command
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_held_out(commands)
+    command = _add_suite_command(commands, "run", "Score a model on a suite of tasks.", " --output runs/quickstart/scores")
+    command.add_argument("--output", metavar="OUT_DIR", type=Path, required=True, help="a new folder: results.json, samples/")
+    command.add_argument("--subset", metavar="N", type=whole_number(1), help="at most N questions a task, drawn by the seed")
+    command.add_argument(
+        "--tensorboard", metavar="DIR", type=Path, help="add the scores to DIR, by training step and by tokens"
+    )
+    command.add_argument("--config", metavar="C", type=Path, help="taken and not used: jobs give the run's configuration")
+    command.set_defaults(run=run)
+    command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
+    command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
+    command.set_defaults(run=show)
+    properties_report.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
+    options.overrides = overrides
+    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
-        held_out(options.hf_dir, options.config, options.output)
+        return int(options.run(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from conversion import ConversionError, background
 from conversion.export_records import UNKNOWN, Records, export_name, step_of_export
 from conversion.service import Later, Stop, say, stop_signals
 from conversion.watching import read_lines, rounds, sole_worker, wait_for
-from slurm import scalars
+from evaluation import scalars
 from slurm.evaluation_jobs import Evaluation, EvaluationJobs
 from smol_config import UserError, load
 from smol_train.checkpoint_folder import read_note, step_of, whole_checkpoints

@@ -20,7 +20,8 @@ from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
 from conversion.export_records import Records
 from conversion.upload.s5cmd import find_program
-from slurm import evaluation_jobs, evaluations, scalars
+from evaluation import scalars
+from slurm import evaluation_jobs, evaluations
 from slurm.scheduler import Job, Slurm
 from smol_train.checkpoint_folder import MARKER, STATE, digest_of, folder_name, note_path, whole_checkpoints
 
@@ -278,6 +279,22 @@ def test_a_second_job_for_the_same_result_does_nothing_and_half_a_result_is_none
     (tmp_path / "ran.fail").unlink()
     assert job(2) == 0 and (tmp_path / "out" / "step_5.json").read_text() == "hf/step_5 --config c.yaml\n"
     assert job(3) == 0 and (tmp_path / "ran").read_text() == "ran\nran\n"
+
+
+def test_an_evaluation_may_leave_a_folder_and_some_tasks_unreached(tmp_path: Path) -> None:
+    evaluate = tmp_path / "evaluate"
+    evaluate.write_text('#!/bin/sh\nmkdir "$5" && echo "$1" >"$5/results.json" && touch "$5/sample"\nexit $CODE\n')
+    evaluate.chmod(0o755)
+
+    def job(number: int, code: int) -> int:
+        environment = {"SMOL_EVALUATE": str(evaluate), "SMOL_CONFIG": "c.yaml", "SLURM_JOB_ID": str(number), "CODE": str(code)}
+        script = ["bash", str(REPOSITORY / "slurm" / "evaluate_step.sh"), "hf/step_5", str(tmp_path / "out" / "step_5.json")]
+        return subprocess.run(script, env={**os.environ, **environment}, check=False).returncode
+
+    assert job(1, code=2) != 0 and not (tmp_path / "out" / "step_5.json").exists()
+    assert job(2, code=1) == 0
+    assert (tmp_path / "out" / "step_5.json").read_text() == "hf/step_5\n"
+    assert (tmp_path / "out" / "step_5" / "sample").exists(), "samples are kept beside it"
 
 
 # --- on a real Slurm ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,275 @@
+"""`python -m evaluation run` and `show`: lm-eval's scores, and everything that they depend on beside them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pytest
+from evaluation_parts import COLOURS, OFFLINE, Write, lines, record, run
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import REPOSITORY
+
+from evaluation.__main__ import main
+from evaluation.suite import load_suite
+
+
+def test_scores_are_those_of_lm_eval_on_the_same_tasks(
+    base_model: Path, corpus: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    write_task("colours", COLOURS)
+    text = str(corpus / "text" / "held_out")
+    data = {"text": text, "lengths": [128, 200], "depths": [0.0, 1.0], "each": 2}
+    names = ["text_docs", "sums", "needle", "colours"]
+    suite = write_suite([{"name": name, "subset": 150} for name in names], data=data)
+    assert run(base_model, suite, tmp_path / "out") == 0
+    ours = record(tmp_path / "out")
+
+    told = {"pretrained": str(base_model), **data}
+    manager = TaskManager(include_path=[str(OFFLINE), str(tmp_path / "tasks")], include_defaults=False, metadata=told)
+    sums = sorted({line["question"] for line in lines(tmp_path / "out" / "samples" / "sums.jsonl")})
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=str(base_model), device="cpu", dtype="float32", batch_size=3),
+        tasks=names,
+        task_manager=manager,
+        samples={"sums": sums},
+        bootstrap_iters=0,
+    )
+    assert theirs and len(sums) == 150
+    compared = 0
+    for name, value in ours["results"].items():
+        _, task, metric = name.split("/")
+        if f"{metric},none" in theirs["results"][task]:
+            compared += 1
+            assert value == pytest.approx(theirs["results"][task][f"{metric},none"], rel=1e-6), name
+    assert compared == 6
+
+    assert ours["intervals"]["eval/sums/acc"][0] <= ours["results"]["eval/sums/acc"] <= ours["intervals"]["eval/sums/acc"][1]
+    assert ours["chance"]["eval/colours/acc"] == pytest.approx(1 / 3) and ours["chance"]["eval/text_docs/bits_per_byte"] == 8
+    assert (ours["step"], ours["tokens"], ours["not_run"]) == (40, None, {})
+    assert ours["tasks"]["sums"]["questions"] == 150 and ours["tasks"]["sums"]["of"] == 200
+    assert ours["versions"]["lm_eval"] == "0.4.13" and ours["suite"]["data"]["text"] == text
+    assert (tmp_path / "out" / "depth_length_needle.png").read_bytes().startswith(b"\x89PNG")
+    cells = [(line["length"], line["depth"]) for line in lines(tmp_path / "out" / "samples" / "needle.jsonl")]
+    assert sorted(set(cells)) == [(128, 0.0), (128, 1.0), (200, 0.0), (200, 1.0)]
+
+
+def test_likelihoods_by_token_and_of_the_right_answer_follow_from_lm_evals(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    from transformers import AutoTokenizer
+
+    write_task("colours", COLOURS)
+    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    right, log_likelihood, size = [], 0.0, 0
+    for line, row in zip(lines(tmp_path / "out" / "samples" / "colours.jsonl"), COLOURS, strict=True):
+        likelihoods = [response[0][0] for response in line["responses"]]
+        tokens = [
+            len(tokenizer(f"{row['question']} {choice}")["input_ids"]) - len(tokenizer(row["question"])["input_ids"])
+            for choice in row["choices"]
+        ]
+        assert len(set(tokens)) > 1
+        right.append(int(np.argmax(np.array(likelihoods) / tokens)) == row["answer"])
+        log_likelihood += likelihoods[row["answer"]]
+        size += len(f" {row['choices'][row['answer']]}")
+    results = record(tmp_path / "out")["results"]
+    assert results["eval/colours/acc_tokens"] == pytest.approx(np.mean(right))
+    assert results["eval/colours/gold_bits_per_byte"] == pytest.approx(-log_likelihood / size / np.log(2))
+
+
+def test_the_multiple_choice_form_lists_the_answers_and_scores_letters(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", COLOURS)
+    write_task("named", [{**row, "answer": row["choices"][row["answer"]]} for row in COLOURS])
+    tasks = [{"name": "colours", "form": "cf"}, {"name": "colours", "form": "mcf"}, {"name": "named", "form": "mcf"}]
+    suite = write_suite(tasks)
+    assert main(["show", str(base_model), "--suite", str(suite)]) == 0
+    shown = capsys.readouterr().out
+    listed = "The sky is\n A. red\n B. light blue\n C. very dark green\nAnswer:\n-> ' A'\n-> ' B'\n-> ' C'\n"
+    assert "== colours, base, question 0\nThe sky is\n-> ' red'\n" in shown
+    assert f"== colours_mcf, base, question 0\n{listed}" in shown
+    assert run(base_model, suite, tmp_path / "out") == 0
+    assert {"eval/colours/acc", "eval/colours_mcf/acc"} < record(tmp_path / "out")["results"].keys()
+    gold = [line["target"] for line in lines(tmp_path / "out" / "samples" / "named_mcf.jsonl")]
+    assert gold == [row["answer"] for row in COLOURS]
+
+
+def test_chats_are_asked_in_each_mode_and_scored_without_their_reasoning(
+    chat_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [
+        {"name": "instructions", "modes": ["think", "no_think"], "subset": 4, "generation": {"max_gen_toks": 8}},
+        {"name": "sums_answered", "modes": ["no_think"], "repeats": 3, "subset": 2, "generation": {"max_gen_toks": 8}},
+        {"name": "think_follow", "modes": ["chat"], "subset": 4, "generation": {"max_gen_toks": 8}},
+    ]
+    suite = write_suite(tasks, system="Be brief.")
+    assert main(["show", str(chat_model), "--suite", str(suite), "--count", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "== instructions, think, question 0\n<|im_start|>system\n/think\n\nBe brief.<|im_end|>\n<|im_start|>user\nWrite"
+        in shown
+    )
+    assert "<|im_start|>system\n/no_think\n\nBe brief.<|im_end|>" in shown
+    assert "/no_think<|im_end|>\n<|im_start|>assistant\n\n" in shown, "the conversation alone says the mode"
+    assert run(chat_model, suite, tmp_path / "out") == 0
+    made = record(tmp_path / "out")
+    expected = {
+        "eval/instructions/think/followed",
+        "eval/instructions/no_think/all_followed",
+        "eval/sums_answered/no_think/exact_match",
+        "eval/think_follow/chat/mode_followed",
+    }
+    assert expected < made["results"].keys() and made["tasks"]["sums_answered_no_think"]["repeats"] == 3
+    assert [len(line["responses"][0]) for line in lines(tmp_path / "out" / "samples" / "sums_answered_no_think.jsonl")] == [
+        3,
+        3,
+    ]
+    prompts = {made["tasks"][f"instructions_{mode}"]["prompts_sha256"] for mode in ("think", "no_think")}
+    assert len(prompts) == 2
+
+
+def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    write_task("colours", COLOURS)
+    model, checkpoint = tmp_path / "export", tmp_path / "run" / "iter_0000050"
+    shutil.copytree(base_model, model)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text('{"step": 50, "tokens": 102400}')
+    (model / "parity.json").write_text(json.dumps({"passed": True, "checkpoint": str(checkpoint)}))
+    suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
+    for name in ("a", "b"):
+        assert run(model, suite, tmp_path / name, "--tensorboard", str(tmp_path / "board")) == 0
+    assert record(tmp_path / "a")["results"].keys() == {"eval/colours/acc", "eval/colours/gold_bits_per_byte"}
+    for folder, step in (("evaluations", 50), ("evaluations_by_tokens", 102400)):
+        board = EventAccumulator(str(tmp_path / "board" / folder)).Reload()
+        [point] = board.Scalars("eval/colours/acc")
+        assert point.step == step and point.value == pytest.approx(record(tmp_path / "a")["results"]["eval/colours/acc"])
+    (model / "trainer_state.json").write_text('{"global_step": 7, "num_input_tokens_seen": 99}')
+    assert run(model, suite, tmp_path / "c") == 0
+    assert (record(tmp_path / "c")["step"], record(tmp_path / "c")["tokens"]) == (7, 99)
+
+
+def test_report_tasks_are_run_only_when_asked_for(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("colours", "kept"):
+        write_task(name, COLOURS)
+    suite = write_suite([{"name": "colours"}, {"name": "kept", "use": "report"}])
+    assert run(base_model, suite, tmp_path / "a", "--subset", "3") == 0
+    assert (
+        record(tmp_path / "a")["tasks"].keys() == {"colours"} and record(tmp_path / "a")["tasks"]["colours"]["questions"] == 3
+    )
+    assert run(base_model, suite, tmp_path / "b", "--use", "report") == 0
+    assert record(tmp_path / "b")["tasks"].keys() == {"kept"}
+    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "c", "--use", "report") == 2
+    assert "no task has use: report, which --use asks for; give the other use" in capsys.readouterr().err
+
+
+def test_what_the_hub_does_not_give_is_named_and_the_rest_runs(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", COLOURS)
+    write_task("far", COLOURS, dataset_path="some-org/some-questions", dataset_kwargs={})
+    write_task("packages", COLOURS)
+    (tmp_path / "tasks" / "packages.yaml").write_text(
+        "task: packages\ncustom_dataset: !function needs.rows\ntest_split: test\noutput_type: multiple_choice\n"
+    )
+    (tmp_path / "tasks" / "needs.py").write_text("def rows(**_):\n    import no_such_package\n")
+    suite = write_suite([{"name": "far"}, {"name": "packages"}, {"name": "colours"}])
+    assert run(base_model, suite, tmp_path / "out") == 1
+    assert record(tmp_path / "out")["tasks"].keys() == {"colours"}
+    assert record(tmp_path / "out")["not_run"].keys() == {"far", "packages"}
+    said = capsys.readouterr().err
+    assert "not run: far: Couldn't reach 'some-org/some-questions' on the Hub" in said
+    assert "not run: packages: No module named 'no_such_package'" in said
+    assert main(["show", str(base_model), "--suite", str(suite)]) == 0
+    assert "== far cannot be run: Couldn't reach" in capsys.readouterr().out
+
+
+def test_groups_have_their_own_score_and_their_tasks_as_parts(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    for name in ("colours", "again"):
+        write_task(name, COLOURS)
+    (tmp_path / "tasks" / "both.yaml").write_text(
+        "group: both\ntask: [colours, again]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    assert run(base_model, write_suite([{"name": "both"}]), tmp_path / "out") == 0
+    made = record(tmp_path / "out")
+    assert made["results"].keys() == {"eval/both/acc"}
+    assert made["results"]["eval/both/acc"] == made["parts"]["eval/colours/acc"] == made["parts"]["eval/again/acc"]
+
+
+def test_a_group_without_a_score_of_its_own_gives_those_of_its_tasks(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("colours", "again"):
+        write_task(name, COLOURS)
+    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [colours, again]\n")
+    assert run(base_model, write_suite([{"name": "both", "metrics": ["acc"]}]), tmp_path / "out") == 0
+    assert record(tmp_path / "out")["results"].keys() == {"eval/colours/acc", "eval/again/acc"}
+    assert run(base_model, write_suite([{"name": "both", "form": "mcf"}]), tmp_path / "mcf") == 2
+    assert "tasks: both is a group; form: mcf is for a task alone" in capsys.readouterr().err
+
+
+def test_questions_that_are_too_long_are_counted_and_told(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", [{**row, "question": "very " * 600 * (number < 3) + "short"} for number, row in enumerate(COLOURS)])
+    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    assert record(tmp_path / "out")["tasks"]["colours"]["truncated"] == 3
+    assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
+    base_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(base_model, write_suite([{"name": "helaswag"}]), tmp_path / "out") == 2
+    assert "tasks: 'helaswag' is none that lm-eval knows; did you mean 'hellaswag'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base", "instruct"])
+def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
+    name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
+    for use in ("development", "report"):
+        assert run(base_model, path, tmp_path / use, "--use", use) == 1
+        made = record(tmp_path / use)
+        assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
+        assert capsys.readouterr().err.count("not run: ") == len(made["not_run"])
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Path, tmp_path: Path, write_suite: Write) -> None:
+    data = {"text": str(corpus / "text" / "held_out"), "lengths": [128], "depths": [0.5], "each": 8}
+    names = ["text_docs", "cloze_docs", "needle"]
+    assert run(base_model, write_suite([{"name": name} for name in names], data=data), tmp_path / "out") == 0
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "16"]
+    command += ["--model_args", f"pretrained={base_model},dtype=float32", "--tasks", ",".join(names)]
+    command += ["--include_path", str(OFFLINE), "--metadata", json.dumps(data), "--output_path", str(tmp_path / "theirs")]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    [path] = (tmp_path / "theirs").rglob("results_*.json")
+    theirs, ours = json.loads(path.read_text())["results"], record(tmp_path / "out")["results"]
+    for task in names:
+        metrics = {key.partition(",")[0]: value for key, value in theirs[task].items() if key.endswith(",none")}
+        shared = [metric for metric in metrics if f"eval/{task}/{metric}" in ours]
+        assert shared
+        for metric in shared:
+            assert ours[f"eval/{task}/{metric}"] == pytest.approx(metrics[metric], rel=1e-9), (task, metric)
+
+
+def test_every_suite_that_ships_is_valid_and_finds_its_folders() -> None:
+    for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml")):
+        suite = load_suite(path)
+        assert all(folder.is_dir() for folder in suite.folders), path
