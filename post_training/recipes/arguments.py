@@ -35,12 +35,12 @@ def training_arguments(config: RecipeConfig) -> Any:
             loss_type="nll",
         )
     assert isinstance(config, PreferenceConfig)
-    both = {"beta": config.preference.beta, "max_length": config.data.max_length, "disable_dropout": True}
+    both: dict[str, Any] = {"beta": config.preference.beta, "max_length": config.data.max_length, "disable_dropout": True}
     if loss == "kto":
         # TRL wants KTO's rows in order; prepare.py has drawn it.
         return trl.KTOConfig(**_common(config) | {"train_sampling_strategy": "sequential"}, **both, loss_type="kto")
     kind = {"apo_zero": "apo_zero", "dpo": "sigmoid"}[loss]
-    return trl.DPOConfig(**_common(config), **both, loss_type=kind, padding_free=False, precompute_ref_log_probs=False)
+    return trl.DPOConfig(**_common(config), **both, loss_type=[kind], padding_free=False, precompute_ref_log_probs=False)
 
 
 def _common(config: RecipeConfig) -> dict[str, Any]:
