@@ -55,7 +55,7 @@ def _common(config: RecipeConfig) -> dict[str, Any]:
         "max_steps": train.steps or -1,
         "per_device_train_batch_size": train.micro_batch_size,
         "per_device_eval_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation(config),
+        "gradient_accumulation_steps": accumulation(config, processes()),
         "average_tokens_across_devices": True,
         "seed": train.seed,
         "data_seed": train.seed,

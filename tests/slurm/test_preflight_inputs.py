@@ -26,29 +26,36 @@ def test_the_layout_must_fit_the_ranks(bench: Bench) -> None:
     assert bench.verdict("layout") == "stop" and "gpus=3 make 3 copies" in bench.check("layout").sentence
 
 
+def test_of_a_job_that_is_none_of_pre_training_the_machine_alone_is_checked(bench: Bench) -> None:
+    bench.change(training=None)
+    for name in ("layout", "data", "space", "inodes", "s3", "hub"):
+        assert bench.verdict(name) == "skipped" and bench.check(name).sentence == "the job is none of pre-training"
+    assert bench.verdict("scratch") == bench.verdict("shared") == "ok"
+
+
 def test_data_must_be_what_the_manifests_say(bench: Bench, corpus: Path) -> None:
     assert bench.check("data").value.startswith("4 datasets, ")
-    bench.change(config=bench.config("model.vocab_size=512"))
+    bench.change(training=bench.config("model.vocab_size=512"))
     assert bench.verdict("data") == "stop" and "model.vocab_size=512" in bench.check("data").sentence
-    bench.change(config=bench.config("data.tokenizer=another/tokenizer"))
+    bench.change(training=bench.config("data.tokenizer=another/tokenizer"))
     assert bench.verdict("data") == "stop" and "another/tokenizer" in bench.check("data").sentence
     cut = bench.folder / "cut"
     cut.mkdir()
     for file in (corpus / "tokens" / "code").iterdir():
         (cut / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".ds" else None])
-    bench.change(config=bench.config(f"data.datasets.code={cut}"))
+    bench.change(training=bench.config(f"data.datasets.code={cut}"))
     assert bench.verdict("data") == "stop" and str(cut) in bench.check("data").sentence
 
 
 def test_data_that_are_missing_stop_unless_staging_brings_them(bench: Bench) -> None:
-    bench.change(config=bench.config("data.datasets.code=/no/such/folder"))
+    bench.change(training=bench.config("data.datasets.code=/no/such/folder"))
     assert bench.verdict("data") == "stop" and "/no/such/folder/manifest.json cannot be read" in bench.check("data").sentence
     bench.change(source="s3://bucket/data")
     assert bench.check("data").sentence.startswith("dataset code comes from s3://bucket/data; staging")
 
 
 def test_data_of_finished_stages_may_be_gone(bench: Bench) -> None:
-    bench.change(config=bench.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
+    bench.change(training=bench.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
     assert bench.verdict("data") == "stop"
     saved(bench, 6)
     assert bench.verdict("data") == "ok"
@@ -132,7 +139,7 @@ def test_s3_is_asked_for_what_the_job_does_there(bench: Bench, s3: S3Double) -> 
     client.create_bucket(Bucket="smol")
     assert bench.check("s3").value == "reads s3://smol/data"
     checkpoint = SimpleNamespace(upload="s3://smol/checkpoints")
-    bench.change(config=SimpleNamespace(checkpoint=checkpoint))
+    bench.change(training=SimpleNamespace(checkpoint=checkpoint))
     assert bench.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
     assert s3.arrived[1:] == ["/smol/checkpoints/.preflight/n1"]
     assert not client.list_objects_v2(Bucket="smol").get("Contents"), "what was written is removed again"
@@ -193,7 +200,7 @@ for name in sys.argv[1:]:
 
 def test_the_hub_is_left_alone_where_it_is_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    bench.change(config=bench.config("data.tokenizer=org/tokenizer"))
+    bench.change(training=bench.config("data.tokenizer=org/tokenizer"))
     assert bench.check("hub").sentence == "HF_HUB_OFFLINE is set"
 
 
