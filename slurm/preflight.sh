@@ -8,6 +8,7 @@ set -euo pipefail
 # SMOL_PREFLIGHT names it. MASTER_ADDR and MASTER_PORT must be set.
 preflight() {
   local limits=$1 out nodes line config=$SMOL_CONFIG
+  # shellcheck disable=SC2154 # load_job sets it
   [[ $job_recipe == no ]] || config="" # its data and disk space are not those of pre-training
   [[ $limits == /* ]] || limits=$SMOL_CODE/$limits # of the copy of the code
   out=$SMOL_RUN/slurm/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}

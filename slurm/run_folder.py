@@ -2,10 +2,11 @@
 
     python -m slurm.run_folder CONFIG [--ranks N] [--recipe NAME] [--write FILE] [section.key=value ...]
 
-Prints train.output_dir as an absolute path. The configuration is checked on the way; with --ranks, its layout and batch against
-so many ranks too; with --recipe it is the configuration of a recipe of post-training. --write leaves one file that holds the configuration with its bases and overrides, and beside it `differs`:
-what it sets otherwise than its bases; ${NAME}s stay as written, so that no secret lands there. Exit code 2 and one sentence for
-a fault. Neither torch nor Megatron-Core is imported.
+Prints train.output_dir as an absolute path. The configuration is checked on the way; with --ranks, its layout and batch
+against so many ranks too; with --recipe it is the configuration of a recipe of post-training. --write leaves one file that
+holds the configuration with its bases and overrides, and beside it `differs`: what it sets otherwise than its bases; ${NAME}s
+stay as written, so that no secret lands there. Exit code 2 and one sentence for a fault. Neither torch nor Megatron-Core is
+imported.
 """
 
 import argparse
