@@ -1,7 +1,8 @@
 """Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
-    run        a folder through a suite of tasks; show: the prompts of one; properties: whether tasks are fit to decide by
+    run        a folder through a suite of tasks; show: the prompts of one
+    compare    models side by side; properties: whether tasks are fit to decide by
 
 Exit codes: 0 done, 1 done but for tasks whose data or packages could not be reached, 2 bad input (nothing written).
 """
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import properties_report
+from evaluation import compare, properties_report
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    compare.add_parser(commands)
     properties_report.add_parser(commands)
     return parser
 
