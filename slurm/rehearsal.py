@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smol_config import UserError, load, to_yaml
-from smol_console import table
+from smol_config import load, to_yaml
+from smol_console import exit_code, table
 from smol_train.callbacks.alerts import Alerts
 from smol_train.checkpoint_folder import step_of, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import DONE, REFUSED, REQUEUE, refuse
+from smol_train.exit_codes import DONE, REFUSED, REQUEUE
 from smol_train.short_run import shortened
 
 STEPS, SAVE_EVERY = 20, 5
@@ -230,10 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("launcher", nargs="+", metavar="LAUNCHER")
     options = parser.parse_args(arguments)
-    try:
-        rehearsal = Rehearsal(load(RunConfig, options.config), options.launcher)
-    except UserError as error:
-        return refuse(error)
+    return exit_code(lambda: _run(options), REFUSED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    rehearsal = Rehearsal(load(RunConfig, options.config), options.launcher)
     rehearsal.prepare()
     parts = rehearse(rehearsal)
     well = not any(part.verdict == "FAILED" for part in parts)
