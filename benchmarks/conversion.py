@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     model = parse(ModelConfig, load_mapping(options.model)["model"], source=str(options.model))
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.work, prefix="conversion_") as name:
