@@ -11,7 +11,6 @@ afterwards verdict.json and the metrics; checkpoints and the export go when all 
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -22,11 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smol_config import load, to_yaml
+from smol_config import load
 from smol_console import exit_code, table
 from smol_train.callbacks.alerts import Alerts
 from smol_train.checkpoint_folder import step_of, whole_checkpoints
 from smol_train.config import RunConfig
+from smol_train.data_places import for_each_rank
 from smol_train.exit_codes import DONE, REFUSED, REQUEUE
 from smol_train.short_run import shortened
 
@@ -66,10 +66,7 @@ class Rehearsal:
         short, checkpoint = shortened(self.config, STEPS, self.run), self.config.checkpoint
         upload = f"{checkpoint.upload.rstrip('/')}/rehearsal" if checkpoint.upload else None
         saves = checkpoint.model_copy(update={"every_steps": SAVE_EVERY, "keep_last": STEPS, "upload": upload})
-        text = to_yaml(short.model_copy(update={"checkpoint": saves}))
-        if root := os.environ.get("DATA_ROOT"):
-            text = text.replace(f"{root}/", "${DATA_ROOT}/")  # each rank has its own (docs/staging.md)
-        self.short.write_text(text, encoding="utf8")
+        self.short.write_text(for_each_rank(short.model_copy(update={"checkpoint": saves})), encoding="utf8")
 
     # --- the ranks --------------------------------------------------------------------------------------------------------
 
