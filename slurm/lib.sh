@@ -29,11 +29,11 @@ load_env() {
   [[ -x $SMOL_PYTHON ]] || die 2 "SMOL_PYTHON=$SMOL_PYTHON in $file is no program; name the python of your environment"
 }
 
-# load_job FOLDER JOB: its file sets job_command; job_trains=yes where checkpoints of the run are its progress. A job
-# that is not one task a rank defines run_ranks, in place of run.sh's.
+# load_job FOLDER JOB: its file sets job_command; job_trains=yes where checkpoints of the run are its progress; job_recipe=yes where the
+# configuration is a recipe's of post-training. A job that is not one task a rank defines run_ranks, in place of run.sh's.
 # shellcheck disable=SC2034 # submit.sh and run.sh read them
 load_job() {
-  job_trains=no
+  job_trains=no job_recipe=no
   job_command=()
   # shellcheck source=slurm/jobs/pretrain.sh
   source "$1/jobs/$2.sh"

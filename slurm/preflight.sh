@@ -7,7 +7,9 @@ set -euo pipefail
 # preflight LIMITS: prints that line; what was found goes to the log and to RUN/slurm/preflight/JOB-RESTART. LIMITS is a file as
 # SMOL_PREFLIGHT names it. MASTER_ADDR and MASTER_PORT must be set.
 preflight() {
-  local limits=$1 out nodes line
+  local limits=$1 out nodes line config=$SMOL_CONFIG
+  # shellcheck disable=SC2154 # load_job sets it
+  [[ $job_recipe == no ]] || config="" # its data and disk space are not those of pre-training
   [[ $limits == /* ]] || limits=$SMOL_CODE/$limits # of the copy of the code
   out=$SMOL_RUN/slurm/preflight/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
   nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)
@@ -15,7 +17,7 @@ preflight() {
   log "preflight of $nodes; findings go to $out"
   # One task a node with all its CPUs and GPUs; one that fails does not take the others along.
   preflight_step --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 \
-    --cpus-per-task="$((SMOL_CPUS_PER_RANK * SMOL_RANKS_PER_NODE))" -- node --out "$out" --limits "$limits"
+    --cpus-per-task="$((SMOL_CPUS_PER_RANK * SMOL_RANKS_PER_NODE))" -- node --out "$out" --limits "$limits" --config "$config"
   line=$("$SMOL_PYTHON" -m slurm.preflight verdict --out "$out" --nodes "$nodes" --step node) || line=stop
   if [[ $line == ok ]]; then # with a sick node among them the ranks would hang
     # A port of its own: the ranks that train come next, and the one of this store may still be closing.

@@ -127,7 +127,7 @@ nodes_are_fit() {
 
 # Whether all have on their own disks what the ranks will read (docs/staging.md); else sets code.
 data_is_near() {
-  [[ $job_trains == yes && -n ${SMOL_LOCAL_DATA:-} ]] || return 0
+  [[ $job_trains == yes && $job_recipe == no && -n ${SMOL_LOCAL_DATA:-} ]] || return 0
   set_launcher --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1
   run_step "$SMOL_PYTHON" -m slurm.staging --config "$SMOL_CONFIG" --run "$SMOL_RUN" \
     --out "$SMOL_RUN/slurm/staging/$SLURM_JOB_ID-$restart"

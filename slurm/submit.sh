@@ -43,9 +43,10 @@ parse_arguments() {
 
 # Where the run is, by its configuration, which is checked on the way. For training, layout and batch must fit the ranks.
 run_folder() {
-  local ranks=()
-  [[ $job_trains == no ]] || ranks=(--ranks "$((SMOL_NODES * SMOL_RANKS_PER_NODE))")
-  PYTHONPATH=$repository "$SMOL_PYTHON" -P -m slurm.run_folder "$config" "${ranks[@]}" "$@" -- "${overrides[@]}"
+  local checks=()
+  [[ $job_trains == no ]] || checks=(--ranks "$((SMOL_NODES * SMOL_RANKS_PER_NODE))")
+  [[ $job_recipe == no ]] || checks+=("--recipe=${arguments[0]:-}")
+  PYTHONPATH=$repository "$SMOL_PYTHON" -P -m slurm.run_folder "$config" "${checks[@]}" "$@" -- "${overrides[@]}"
 }
 
 # Options of sbatch, one an element. Those that never change stand in run.sh.
@@ -112,7 +113,7 @@ find_options
 command=(sbatch --parsable "${options[@]}" "$code/slurm/run.sh" "$run" "$code" "$job")
 
 if [[ $mode == dry-run ]]; then
-  if [[ $job_trains == yes ]]; then
+  if [[ $job_trains == yes && $job_recipe == no ]]; then
     PYTHONPATH=$repository "$SMOL_PYTHON" -P -m smol_train.plan --config "$config" --gpus "$((SMOL_NODES * SMOL_RANKS_PER_NODE))" -- "${overrides[@]}"
     echo
   fi

@@ -31,7 +31,7 @@ def test_every_path_in_the_tree_exists() -> None:
             folder = Path(match[1])
             missing += [] if (REPOSITORY / folder).is_dir() else [str(folder)]
         for name in re.findall(r"\b\w+\.(?:py|sh)\b", line):
-            places = (Path(), folder, folder / "callbacks", folder / "sections", folder / "selftests")
+            places = (Path(), folder, folder / "callbacks", folder / "sections", folder / "selftests", folder / "recipes")
             missing += [] if any((REPOSITORY / place / name).exists() for place in places) else [f"{folder}: {name}"]
     assert not missing
 
@@ -61,7 +61,7 @@ def commands() -> list[str]:
     found = set()
     ours = r"pretrain_smol\.py|-m (?:data_tools|conversion|post_training|evaluation|(?:smol_train|slurm|benchmarks)\.\w+)"
     for document in DOCUMENTS:
-        for command in re.findall(rf"python (?:{ours}) ?[^\n`|]*", document.read_text()):
+        for command in re.findall(rf"python (?:{ours}) ?[^\n`|\"]*", document.read_text()):
             words = shlex.split(re.split("->|[:;] ", command)[0], comments=True)[1:]
             if "--dry-run" in words:
                 found.add(shlex.join(words))
@@ -83,7 +83,7 @@ def submissions() -> list[str]:
     """What the documents give to submit.sh; C.yaml stands for a configuration of the reader's."""
     found = set()
     for document in DOCUMENTS:
-        for command in re.findall(r"bash slurm/submit\.sh ((?:--[\w-]+ )?[a-z]+ \S*\.yaml[^\n`|;#]*)", document.read_text()):
+        for command in re.findall(r"bash slurm/submit\.sh ((?:--[\w-]+ )?[a-z_]+ \S*\.yaml[^\n`|;#]*)", document.read_text()):
             words = [word for word in shlex.split(command) if word not in ("--dry-run", "--test-only")]
             found.add(shlex.join(words).replace(" C.yaml", " configs/smollm3/pretrain.yaml"))
     return sorted(found)
@@ -93,7 +93,7 @@ def submissions() -> list[str]:
 def test_jobs_in_the_documents_can_be_submitted(arguments: str, tmp_path: Path) -> None:
     settings = tmp_path / "env.sh"
     example = (REPOSITORY / "slurm" / "env.sh.example").read_text()
-    settings.write_text(f"{example}\nSMOL_PYTHON={sys.executable} RUN_ROOT={tmp_path}\n")
+    settings.write_text(f"{example}\nSMOL_PYTHON={sys.executable} RUN_ROOT={tmp_path} MODEL=runs/chat/mid/hf/step_8\n")
     command = ["bash", "slurm/submit.sh", "--dry-run", *shlex.split(arguments)]
     result = subprocess.run(
         command,

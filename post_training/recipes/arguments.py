@@ -35,12 +35,12 @@ def training_arguments(config: RecipeConfig) -> Any:
             loss_type="nll",
         )
     assert isinstance(config, PreferenceConfig)
-    both = {"beta": config.preference.beta, "max_length": config.data.max_length, "disable_dropout": True}
+    both: dict[str, Any] = {"beta": config.preference.beta, "max_length": config.data.max_length, "disable_dropout": True}
     if loss == "kto":
         # TRL wants KTO's rows in order; prepare.py has drawn it.
         return trl.KTOConfig(**_common(config) | {"train_sampling_strategy": "sequential"}, **both, loss_type="kto")
     kind = {"apo_zero": "apo_zero", "dpo": "sigmoid"}[loss]
-    return trl.DPOConfig(**_common(config), **both, loss_type=kind, padding_free=False, precompute_ref_log_probs=False)
+    return trl.DPOConfig(**_common(config), **both, loss_type=[kind], padding_free=False, precompute_ref_log_probs=False)
 
 
 def _common(config: RecipeConfig) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _common(config: RecipeConfig) -> dict[str, Any]:
         "max_steps": train.steps or -1,
         "per_device_train_batch_size": train.micro_batch_size,
         "per_device_eval_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": accumulation(config),
+        "gradient_accumulation_steps": accumulation(config, processes()),
         "average_tokens_across_devices": True,
         "seed": train.seed,
         "data_seed": train.seed,

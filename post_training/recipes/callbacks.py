@@ -67,11 +67,12 @@ class Soundness(TrainerCallback):
     def __init__(self) -> None:
         self._looked = False
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """What the optimizer changes, and the gradients that it is given, are fp32, in whatever the model computes."""
         if self._looked:
             return
         self._looked = True
+        optimizer = given["optimizer"]
         sharded = getattr(getattr(optimizer, "optimizer", None), "fp32_partitioned_groups_flat", None)  # DeepSpeed's masters
         masters = sharded or [parameter for group in optimizer.param_groups for parameter in group["params"]]
         found = {tensor.dtype for master in masters for tensor in (master, master.grad) if tensor is not None}
@@ -79,8 +80,8 @@ class Soundness(TrainerCallback):
             kinds = ", ".join(sorted(str(kind) for kind in found)) or "nothing"
             raise UserError(f"master weights and gradients are {kinds} and not fp32 alone; small updates would be lost")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        loss, norm = logs.get("loss"), logs.get("grad_norm")
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        loss, norm = given["logs"].get("loss"), given["logs"].get("grad_norm")
         if loss is None or norm is None:
             return
         if not torch.isfinite(torch.tensor([loss, norm])).all():

@@ -116,7 +116,7 @@ class Lora(Section):
     """Low-rank adapters in place of all weights (Hu et al. 2021, arXiv 2106.09685); hf/step_N holds the merged model."""
 
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     """The adapters' product is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"

@@ -39,8 +39,9 @@ class Metrics(TrainerCallback):
             keep_until(self.run / METRICS, state.global_step)
             self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=state.global_step + 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Collect what belongs to a step: training's log, then evaluation's."""
+        logs: dict[str, float] = given["logs"]
         found = {named: value for name, value in logs.items() if (named := _named(name)) and isinstance(value, int | float)}
         if "loss" in logs:
             now, tokens = time.monotonic(), self.trainer._total_train_tokens
@@ -87,7 +88,8 @@ def keep_until(path: Path, step: int) -> None:
     """Cut a metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to LOST."""
     if not path.exists():
         return
-    kept, lost = [], []
+    kept: list[str] = []
+    lost: list[str] = []
     for line in path.read_text(encoding="utf8").splitlines(keepends=True):
         try:
             (kept if json.loads(line)["step"] <= step else lost).append(line)

@@ -33,15 +33,15 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def accumulation(config: RecipeConfig) -> int:
-    """Micro-batches that each process takes in a step; raises UserError where the global batch does not divide."""
+def accumulation(config: RecipeConfig, count: int) -> int:
+    """Micro-batches that each of `count` processes takes in a step; raises UserError where the global batch does not divide."""
     micro, whole = config.train.micro_batch_size, config.train.global_batch_size
-    if whole % (micro * processes()):
+    if whole % (micro * count):
         raise UserError(
-            f"train.global_batch_size={whole} is not a multiple of train.micro_batch_size={micro} x {processes()} processes; "
+            f"train.global_batch_size={whole} is not a multiple of train.micro_batch_size={micro} x {count} processes; "
             "change one of them"
         )
-    return whole // (micro * processes())
+    return whole // (micro * count)
 
 
 def sharding(config: RecipeConfig) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class UnpairedCollator(DataCollatorForUnpairedPreference):
 class UnpairedPairs(_AsPrepared, KTOTrainer):
     """KTO on pairs."""
 
-    def _set_signature_columns_if_needed(self) -> None:
+    def _set_signature_columns_if_needed(self: Any) -> None:
         self._signature_columns = _PAIR
 
 
@@ -135,7 +135,7 @@ class OddsRatio(_AsPrepared, SFTTrainer):
         super().__init__(**settings)
         self.weight = weight
 
-    def _set_signature_columns_if_needed(self) -> None:
+    def _set_signature_columns_if_needed(self: Any) -> None:
         self._signature_columns = _PAIR
 
     def compute_loss(
@@ -153,16 +153,16 @@ class OddsRatio(_AsPrepared, SFTTrainer):
         chosen, rejected = (outputs.log_probs.sum(1) / mask[:, 1:].sum(1)).chunk(2)
         log_odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
         loss = (-chosen - self.weight * logsigmoid(log_odds)).mean()
-        self._count(inputs["attention_mask"].sum(), chosen, log_odds)
+        self._count(model, inputs["attention_mask"].sum(), chosen, log_odds)
         return loss
 
-    def _count(self, tokens: Any, chosen: Any, log_odds: Any) -> None:
+    def _count(self, model: Any, tokens: Any, chosen: Any, log_odds: Any) -> None:
         """The metrics that TRL's trainers have of pairs."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         gathered = self.accelerator.gather_for_metrics
         if mode == "train":
             self._total_train_tokens += int(gathered(tokens).sum())
-        found = {"nll": -chosen, "log_odds": log_odds, "rewards/accuracies": (log_odds > 0).float()}
+        found: dict[str, torch.Tensor] = {"nll": -chosen, "log_odds": log_odds, "rewards/accuracies": (log_odds > 0).float()}
         for name, values in found.items():
             self._metrics[mode][name].append(gathered(values.detach()).mean().item())
 

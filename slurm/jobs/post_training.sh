@@ -3,8 +3,8 @@
 # the newest (docs/post_training.md):   bash slurm/submit.sh post_training C.yaml -- sft
 set -euo pipefail
 
-# shellcheck disable=SC2034 # submit.sh and run.sh read it
-job_trains=yes
+# shellcheck disable=SC2034 # submit.sh and run.sh read them
+job_trains=yes job_recipe=yes
 
 # In place of run.sh's: the recipe is a subcommand, and comes before the options.
 # shellcheck disable=SC2317 # run.sh calls it

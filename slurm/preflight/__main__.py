@@ -31,7 +31,8 @@ def _node(options: argparse.Namespace) -> None:
     node = Node(
         name=name,
         limits=load(Limits, options.limits),
-        config=load(RunConfig, options.config),
+        training=load(RunConfig, options.config) if options.config else None,
+        run=options.run,
         ranks=options.ranks,
         gpus=int(options.gpus.rpartition(":")[2]),
         scratch=Path(options.scratch.replace("%N", name)) if options.scratch else None,
@@ -67,7 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in (node, network):
         command.add_argument("--limits", default=setting("SMOL_PREFLIGHT", ""), help="a file of configs/preflight")
     ranks = int(setting("SMOL_NODES", "1")) * int(setting("SMOL_RANKS_PER_NODE", "1"))
-    node.add_argument("--config", default=setting("SMOL_CONFIG", ""), help="of the run")
+    node.add_argument(
+        "--config",
+        default=setting("SMOL_CONFIG", ""),
+        help="of the run; empty: it is none of pre-training, and only the machine is checked",
+    )
+    node.add_argument("--run", type=Path, default=setting("SMOL_RUN", "."), help="its folder, which all nodes share")
     node.add_argument("--ranks", type=int, default=ranks, help="of the whole job")
     node.add_argument("--gpus", default=setting("SMOL_GPUS_PER_NODE", "0"), help="of a node, such as 8 or h100:8")
     node.add_argument("--scratch", default=setting("SMOL_LOCAL_DATA", ""), help="on the node's own disk; %%N is its name")

@@ -49,7 +49,10 @@ class Node:
 
     name: str
     limits: Limits
-    config: RunConfig
+    training: RunConfig | None
+    """Of the run; None: it is none of pre-training."""
+    run: Path
+    """Its folder, which all nodes share."""
     ranks: int
     """Of the whole job."""
     gpus: int
@@ -62,9 +65,11 @@ class Node:
     """Where matrices are multiplied; cpu is for trying that out."""
 
     @property
-    def run(self) -> Path:
-        """The run's folder, which all nodes share."""
-        return Path(self.config.train.output_dir)
+    def config(self) -> RunConfig:
+        """What the checks of data, space and access go by; raises Absent where there is none."""
+        if self.training is None:
+            raise Absent("the job is none of pre-training")
+        return self.training
 
     @functools.cached_property
     def load(self) -> "Load":

@@ -1,36 +1,9 @@
-"""A small chat model, made once the way users make theirs: a random SmolLM3 with the corpus' own tokenizer."""
+"""Tokenizers of chats."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model's Hugging Face folder: two layers, 1,024 rows of embedding, all of them used."""
-    import torch
-    from transformers import AutoTokenizer, SmolLM3Config, SmolLM3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "base"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 0}
-    network = SmolLM3ForCausalLM(SmolLM3Config(vocab_size=1024, max_position_embeddings=512, **sizes, **heads, **ids))
-    network.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(corpus / "tokenizer").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chat_folder(base_model: Path) -> Path:
-    """The same, ready for chats."""
-    from post_training import chat_model
-
-    folder = base_model.parent / "chat"
-    chat_model.run(base_model, folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

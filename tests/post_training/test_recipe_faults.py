@@ -88,16 +88,12 @@ def with_file(config: RecipeConfig, name: str) -> RecipeConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"accelerate": name})})
 
 
-def test_a_batch_that_does_not_divide_among_the_processes_is_refused(
-    config: RecipeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused(config: RecipeConfig) -> None:
     with pytest.raises(
         UserError, match=r"train.global_batch_size=2 is not a multiple of train.micro_batch_size=1 x 3 processes"
     ):
-        ranks.accumulation(config)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert ranks.accumulation(config) == 1
+        ranks.accumulation(config, 3)
+    assert ranks.accumulation(config, 2) == 1
 
 
 def test_sruns_tasks_become_ranks_and_a_lone_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

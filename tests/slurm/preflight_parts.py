@@ -22,7 +22,7 @@ class CheckedNode:
         self.bin = folder / "bin"
         self.bin.mkdir()
         monkeypatch.setenv("PATH", str(self.bin))
-        self.node = Node("n1", Limits(), self.config(), ranks=1, gpus=0, scratch=folder / "disk")
+        self.node = Node("n1", Limits(), self.config(), folder / "run", ranks=1, gpus=0, scratch=folder / "disk")
 
     def config(self, *overrides: str) -> RunConfig:
         return load(RunConfig, QUICKSTART, [*tiny_overrides(self.corpus, self.folder / "run"), *overrides])

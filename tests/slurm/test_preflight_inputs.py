@@ -26,22 +26,29 @@ def test_the_layout_must_fit_the_ranks(checked: CheckedNode) -> None:
     assert checked.verdict("layout") == "stop" and "gpus=3 make 3 copies" in checked.check("layout").sentence
 
 
+def test_of_a_job_that_is_none_of_pre_training_the_machine_alone_is_checked(checked: CheckedNode) -> None:
+    checked.change(training=None)
+    for name in ("layout", "data", "space", "inodes", "s3", "hub"):
+        assert checked.verdict(name) == "skipped" and checked.check(name).sentence == "the job is none of pre-training"
+    assert checked.verdict("scratch") == checked.verdict("shared") == "ok"
+
+
 def test_data_must_be_what_the_manifests_say(checked: CheckedNode, corpus: Path) -> None:
     assert checked.check("data").value.startswith("4 datasets, ")
-    checked.change(config=checked.config("model.vocab_size=512"))
+    checked.change(training=checked.config("model.vocab_size=512"))
     assert checked.verdict("data") == "stop" and "model.vocab_size=512" in checked.check("data").sentence
-    checked.change(config=checked.config("data.tokenizer=another/tokenizer"))
+    checked.change(training=checked.config("data.tokenizer=another/tokenizer"))
     assert checked.verdict("data") == "stop" and "another/tokenizer" in checked.check("data").sentence
     cut = checked.folder / "cut"
     cut.mkdir()
     for file in (corpus / "tokens" / "code").iterdir():
         (cut / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".ds" else None])
-    checked.change(config=checked.config(f"data.datasets.code={cut}"))
+    checked.change(training=checked.config(f"data.datasets.code={cut}"))
     assert checked.verdict("data") == "stop" and str(cut) in checked.check("data").sentence
 
 
 def test_data_that_are_missing_stop_unless_staging_brings_them(checked: CheckedNode) -> None:
-    checked.change(config=checked.config("data.datasets.code=/no/such/folder"))
+    checked.change(training=checked.config("data.datasets.code=/no/such/folder"))
     found = checked.check("data")
     assert found.verdict == "stop" and "/no/such/folder/manifest.json cannot be read" in found.sentence
     checked.change(source="s3://bucket/data")
@@ -49,7 +56,7 @@ def test_data_that_are_missing_stop_unless_staging_brings_them(checked: CheckedN
 
 
 def test_data_of_finished_stages_may_be_gone(checked: CheckedNode) -> None:
-    checked.change(config=checked.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
+    checked.change(training=checked.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
     assert checked.verdict("data") == "stop"
     saved(checked, 6)
     assert checked.verdict("data") == "ok"
@@ -132,7 +139,7 @@ def test_s3_is_asked_for_what_the_job_does_there(checked: CheckedNode, s3: S3Dou
     client.create_bucket(Bucket="smol")
     assert checked.check("s3").value == "reads s3://smol/data"
     checkpoint = SimpleNamespace(upload="s3://smol/checkpoints")
-    checked.change(config=SimpleNamespace(checkpoint=checkpoint))
+    checked.change(training=SimpleNamespace(checkpoint=checkpoint))
     assert checked.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
     assert s3.arrived[1:] == ["/smol/checkpoints/.preflight/n1"]
     assert not client.list_objects_v2(Bucket="smol").get("Contents"), "what was written is removed again"
@@ -193,7 +200,7 @@ for name in sys.argv[1:]:
 
 def test_the_hub_is_left_alone_where_it_is_switched_off(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    checked.change(config=checked.config("data.tokenizer=org/tokenizer"))
+    checked.change(training=checked.config("data.tokenizer=org/tokenizer"))
     assert checked.check("hub").sentence == "HF_HUB_OFFLINE is set"
 
 
@@ -236,9 +243,7 @@ def test_the_command_takes_its_settings_from_the_environment(checked: CheckedNod
     assert (checked.folder / "disk" / "n7").is_dir()
 
 
-def test_limits_that_cannot_be_read_are_an_error_of_the_command(
-    checked: CheckedNode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_limits_that_cannot_be_read_are_refused(checked: CheckedNode, capsys: pytest.CaptureFixture[str]) -> None:
     (checked.folder / "limits.yaml").write_text("gpu: {gem_tflops: 1}\n")
     assert main(["network", "--out", str(checked.folder), "--limits", str(checked.folder / "limits.yaml")]) == 2
     said = capsys.readouterr().err

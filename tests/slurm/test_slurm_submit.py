@@ -33,6 +33,14 @@ FAULTS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "missing config": (["pretrain", "no/such.yaml"], {}, ["config file no/such.yaml cannot be read"]),
     "bad setting": (["pretrain", "C", "train.sed=1"], {}, ["train.sed: unknown key", "'seed'"]),
     "no layout for the ranks": (["pretrain", "C"], {"SMOL_NODES": "3"}, ["gpus=3 make 3 copies of the model"]),
+    "no recipe": (["post_training", "SFT"], {}, ["recipe '' is unknown; known: mid, preference, sft", "behind --"]),
+    "unknown recipe": (["post_training", "SFT", "--", "sftt"], {}, ["recipe 'sftt' is unknown; did you mean 'sft'?"]),
+    "another recipe's": (["post_training", "SFT", "--", "preference"], {"MODEL": "x"}, ["preference: missing"]),
+    "no batch for the ranks": (
+        ["post_training", "SFT", "train.global_batch_size=3", "--", "sft"],
+        {"MODEL": "x"},
+        ["x 2 processes"],
+    ),
     "unset setting": (["pretrain", "C"], {"SMOL_TIME": ""}, ["SMOL_TIME is not set in", "env.sh.example"]),
     "unknown way": (["pretrain", "C"], {"SMOL_REQUEUE": "yes"}, ["SMOL_REQUEUE=yes in", "neither requeue nor chain"]),
     "no python": (["pretrain", "C"], {"SMOL_PYTHON": "/no/python"}, ["SMOL_PYTHON=/no/python in", "is no program"]),
@@ -43,7 +51,8 @@ FAULTS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
 def test_bad_input_is_refused(case: str, submit_elsewhere: Submitter) -> None:
     arguments, settings, expected = FAULTS[case]
     submit_elsewhere.settings |= settings
-    given = [str(QUICKSTART) if word == "C" else word for word in arguments]
+    files = {"C": str(QUICKSTART), "SFT": "configs/post_training/tiny/sft.yaml"}
+    given = [files.get(word, word) for word in arguments]
     outcome = submit_elsewhere(*given, *(submit_elsewhere.overrides if "C" in arguments else []))
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1, outcome.err
@@ -87,6 +96,14 @@ def test_a_dry_run_prints_plan_and_command_and_writes_nothing(submit_elsewhere: 
     ):
         assert f"  {option} \\\n" in outcome.out, option
     assert not submit_elsewhere.run.exists()
+
+
+def test_a_dry_run_of_a_recipe_prints_its_command(submit_elsewhere: Submitter) -> None:
+    submit_elsewhere.settings["MODEL"] = "runs/chat/mid/hf/step_8"
+    config = "configs/post_training/tiny/sft.yaml"
+    outcome = submit_elsewhere("--dry-run", "post_training", config, f"train.output_dir={submit_elsewhere.run}", "--", "sft")
+    assert outcome.code == 0 and outcome.out.startswith("sbatch \\\n"), outcome
+    assert f" {submit_elsewhere.run} " in outcome.out.replace("\\\n", "") and not submit_elsewhere.run.exists()
 
 
 def test_a_job_without_gpus_asks_for_one_task_on_one_node(submit_elsewhere: Submitter) -> None:
