@@ -20,7 +20,7 @@ from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
-from smol_console import add_command, whole_number
+from smol_console import add_command, exit_code, whole_number
 from smol_data.config import DataConfig
 
 WINDOWS = 256
@@ -159,11 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: int(options.run(options)))
 
 
 if __name__ == "__main__":
