@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from post_training import preview
+from post_training import drills, preview
 from post_training.recipes import run as recipes
 from smol_console import BAD_INPUT, add_command, exit_code
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_chat_model(subparsers)
     preview.add_parser(subparsers)
+    drills.add_parser(subparsers)
     recipes.add_parsers(subparsers)
     return parser
 

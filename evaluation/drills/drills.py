@@ -1,0 +1,28 @@
+"""Questions of `python -m post_training drills`, asked in each mode: form, mode and answer of the whole response.
+
+`data.questions` of the suite names the file, held_out.jsonl of the drills' folder.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+
+def questions(*, questions: str, mode: str, **_others: Any) -> dict[str, Any]:
+    """Rows {"question", "answer", "mode"}. Raises FileNotFoundError where the file is not there."""
+    rows = [json.loads(line) for line in Path(questions).read_text(encoding="utf8").splitlines()]
+    return {"test": Dataset.from_list([row | {"mode": mode} for row in rows])}
+
+
+def score(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
+    """form: a thought, if there is one, is closed once, and an answer follows it. mode: it thinks if and only if it is to.
+    right: the answer is the word asked for. reward: all three, what `grpo` rewards most."""
+    before, begun, inside = responses[0].partition("<think>")
+    thought, ended, answer = inside.partition("</think>") if begun else ("", "", before)
+    form = bool(answer.strip()) and bool(ended or not begun) and not before.strip() * bool(begun) and "think>" not in answer
+    mode = bool(re.search(r"\w", thought)) == (row["mode"] == "think")
+    right = answer.strip() == f"The answer is {row['answer']}."
+    return {name: float(value) for name, value in (("form", form), ("mode", mode), ("right", right), ("reward", form and mode and right))}
