@@ -11,6 +11,7 @@
     preview.py         the same, to look at before training
     rewards.py         what a sampled answer is worth
     recipes/           mid, sft, preference, grpo
+    synth/             rows made by other models
 
 Nothing of the trainer is imported, and nothing here needs a GPU.
 """

@@ -13,25 +13,25 @@ RIGHT, WRONG = "p", "q"
 
 
 def undecided(folder: Path, chat_folder: Path) -> Path:
-    """A model that has learnt, by plain cross-entropy, to answer each question with one of two words, each as often."""
+    """A model that answers each question with one of two words and the stop token, mostly: its head is set to do so."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from post_training.template import load_tokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(chat_folder, dtype="float32")
     tokenizer = load_tokenizer(str(chat_folder), "chatml")
-    prompts = [[{"role": "system", "content": "/no_think"}, {"role": "user", "content": text}] for text in QUESTIONS]
-    asked = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in prompts]
-    texts = [f"{text}{word}<|im_end|>" for text in asked for word in (RIGHT, WRONG)]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
-    labels = batch["input_ids"].clone()
-    labels[:, :-2] = -100  # the word, which is one token, and the stop token
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        model(**batch, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    settings = AutoConfig.from_pretrained(chat_folder, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(chat_folder, config=settings, dtype="float32")
+    right, wrong = tokenizer.convert_tokens_to_ids([RIGHT, WRONG])
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        prompts = [[{"role": "system", "content": "/no_think"}, {"role": "user", "content": text}] for text in QUESTIONS]
+        for prompt in prompts:
+            asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+            for word in (right, wrong):
+                before, after = model.model(torch.tensor([[*asked, word]])).last_hidden_state[0, -2:]
+                for token, state in ((word, before), (tokenizer.eos_token_id, after / 2)):
+                    model.lm_head.weight[token] += 8 * state / state.square().sum() / len(prompts)  # a logit of 8
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -53,7 +53,7 @@ def grpo_config(folder: Path, model: Path, changes: Mapping[str, Any] | None = N
             "precision": "fp32",
             "activation_checkpointing": False,
         },
-        "optim": {"learning_rate": 3e-3, "schedule": {"warmup_share": 0}, "clip_grad_norm": 1.0},
+        "optim": {"learning_rate": 1e-2, "schedule": {"warmup_share": 0}, "clip_grad_norm": 1.0},
         "checkpoint": {"every_steps": 2},
         "grpo": {"answers": 8, "max_answer": 4},
         "rewards": {"accuracy": {"exact": ["words"]}},
