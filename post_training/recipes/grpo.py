@@ -53,8 +53,9 @@ def check_prompts(config: GrpoConfig, prepared: Prepared) -> None:
             f"{positions} positions of {config.model}; lower one"
         )
     if config.rewards.accuracy:
-        for part in filter(None, (prepared.train, prepared.held_out)):
-            _check_golds(config.rewards.accuracy, part)
+        for part in (prepared.train, prepared.held_out):
+            if part is not None and config.rewards.accuracy.column in part.column_names:
+                _check_golds(config.rewards.accuracy, part)
 
 
 def _check_golds(accuracy: Any, rows: Any) -> None:
@@ -92,7 +93,7 @@ def openings(tokenizer: Any, today: str) -> dict[str, str]:
     return found
 
 
-def reward_functions(config: GrpoConfig, tokenizer: Any) -> list[Callable[..., Any]]:
+def reward_functions(config: GrpoConfig, tokenizer: Any) -> list[Any]:
     """The chosen rewards, in the order of their weights."""
     begun, ends = openings(tokenizer, config.data.today), set(tokenizer.all_special_ids)
 
@@ -147,7 +148,8 @@ class RewardWatch(TrainerCallback):
         if state.is_world_process_zero:
             keep_until(self.path, state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs: dict[str, Any] = given["logs"]
         if not state.is_world_process_zero or "frac_reward_zero_std" not in logs:
             return
         teaches = "within every group, so that it teaches nothing"

@@ -177,14 +177,14 @@ class OddsRatio(_AsPrepared, SFTTrainer):
 class Sampled(_AsPrepared, GRPOTrainer):
     """GRPO, which counts tokens where the others do, and tells of each reward which share of the groups it leaves equal."""
 
-    def _generate_and_score_completions(self, inputs: Any) -> Any:
+    def _generate_and_score_completions(self: Any, inputs: Any) -> Any:
         before = self.state.num_input_tokens_seen
         output = super()._generate_and_score_completions(inputs)
         self._total_train_tokens += self.state.num_input_tokens_seen - before
         self._metrics["eval"].pop("frac_reward_zero_std", None)  # of groups of one
         return output
 
-    def _calculate_rewards(self, *given: Any) -> torch.Tensor:
+    def _calculate_rewards(self: Any, *given: Any) -> torch.Tensor:
         found: torch.Tensor = super()._calculate_rewards(*given)
         if self.model.training:
             groups = found.view(-1, self.num_generations, found.shape[1])

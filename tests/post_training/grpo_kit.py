@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from chats import write_rows
 
-WORDS = ("river", "tea", "letter", "map")
+WORDS = ("river", "morning", "tea", "letter", "bridge", "clock", "garden", "map")
 QUESTIONS = [f"Is it {word}?" for word in WORDS]
 RIGHT, WRONG = "p", "q"
 
@@ -23,15 +23,15 @@ def undecided(folder: Path, chat_folder: Path) -> Path:
     settings = AutoConfig.from_pretrained(chat_folder, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_pretrained(chat_folder, config=settings, dtype="float32")
     right, wrong = tokenizer.convert_tokens_to_ids([RIGHT, WRONG])
+    prompts = [[{"role": "system", "content": "/no_think"}, {"role": "user", "content": text}] for text in QUESTIONS]
+    asked = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"] for prompt in prompts]
     with torch.no_grad():
+        ends = [model.model(torch.tensor([[*ids, word]])).last_hidden_state[0, -2:] for ids in asked for word in (right, wrong)]
+        states = torch.stack([torch.stack(of_word).mean(0) for of_word in zip(*ends, strict=True)])  # before the word, after it
+        solve = torch.linalg.pinv(states)
         model.lm_head.weight.zero_()
-        prompts = [[{"role": "system", "content": "/no_think"}, {"role": "user", "content": text}] for text in QUESTIONS]
-        for prompt in prompts:
-            asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
-            for word in (right, wrong):
-                before, after = model.model(torch.tensor([[*asked, word]])).last_hidden_state[0, -2:]
-                for token, state in ((word, before), (tokenizer.eos_token_id, after / 2)):
-                    model.lm_head.weight[token] += 8 * state / state.square().sum() / len(prompts)  # a logit of 8
+        model.lm_head.weight[[right, wrong]] = solve @ torch.tensor([8.0, 0.0])
+        model.lm_head.weight[tokenizer.eos_token_id] = solve @ torch.tensor([0.0, 8.0])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -48,12 +48,12 @@ def grpo_config(folder: Path, model: Path, changes: Mapping[str, Any] | None = N
         "train": {
             "output_dir": str(folder / "run"),
             "steps": 2,
-            "micro_batch_size": 8,
-            "global_batch_size": 16,
+            "micro_batch_size": 16,
+            "global_batch_size": 32,
             "precision": "fp32",
             "activation_checkpointing": False,
         },
-        "optim": {"learning_rate": 1e-2, "schedule": {"warmup_share": 0}, "clip_grad_norm": 1.0},
+        "optim": {"learning_rate": 4e-3, "schedule": {"kind": "constant", "warmup_share": 0}, "clip_grad_norm": 1.0},
         "checkpoint": {"every_steps": 2},
         "grpo": {"answers": 8, "max_answer": 4},
         "rewards": {"accuracy": {"exact": ["words"]}},

@@ -16,8 +16,8 @@ from test_recipe_runs import lines, when
 from post_training.recipes import exit_codes
 from post_training.recipes.checkpoints import tokens_of
 
-STEPS = {"train": {"steps": 10}, "checkpoint": {"every_steps": 10}}
-"""Two questions a step of four: five epochs."""
+STEPS = {"train": {"steps": 14}, "checkpoint": {"every_steps": 14}}
+"""Four of the eight questions a step: seven epochs."""
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +34,24 @@ def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_reward_that_can_be_learnt_rises(whole: Path) -> None:
-    """From one answer in two to nearly all, with the seed given; random answers would stay where they were."""
+    """From two answers in five to nine in ten; the seed is given."""
     rewards = [line["train/rewards/accuracy/mean"] for line in metrics(whole)]
-    assert sum(rewards[:2]) / 2 < 0.7 and sum(rewards[-3:]) / 3 > 0.85
+    assert sum(rewards[:2]) / 2 < 0.5 and sum(rewards[-3:]) / 3 > 0.8
     last = [json.loads(line) for line in (whole / "answers.jsonl").read_text().splitlines()][-8:]
-    assert {line["step"] for line in last} == {10} and sum(line["answer"] == RIGHT for line in last) >= 6
+    assert {line["step"] for line in last} == {14} and sum(line["answer"] == RIGHT for line in last) >= 6
     assert all(line["rewards"]["accuracy"] == float(line["answer"] == RIGHT) for line in last)
 
 
 def test_tokens_are_those_of_prompts_and_answers(whole: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(whole / "hf/step_10")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "hf/step_14")
     chats = [[{"role": "system", "content": "/no_think"}, {"role": "user", "content": text}] for text in QUESTIONS]
     asked = [len(tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]) for chat in chats]
     line = metrics(whole)[0]
-    answers = 16 * line["train/completions/mean_length"]
-    assert 16 * min(asked) + answers <= line["tokens"] <= 16 * max(asked) + answers
-    assert tokens_of(whole / "iter_0000010") == metrics(whole)[-1]["tokens"]
+    answers = 32 * line["train/completions/mean_length"]
+    assert 32 * min(asked) + answers <= line["tokens"] <= 32 * max(asked) + answers
+    assert tokens_of(whole / "iter_0000014") == metrics(whole)[-1]["tokens"]
 
 
 def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(whole: Path, start: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(whole: Path, star
     assert run("grpo", config) == exit_codes.REQUEUE
     sender.join()
     step = metrics(folder)[-1]["step"]
-    assert 2 < step < 10 and (folder / f"iter_{step:07d}/COMPLETE").is_file()
+    assert 2 < step < 14 and (folder / f"iter_{step:07d}/COMPLETE").is_file()
     with (folder / "answers.jsonl").open(
         "a"
     ) as file:  # of a step after the checkpoint, and a line that a kill left half written
@@ -69,7 +69,7 @@ def test_a_signal_saves_and_the_run_goes_on_with_the_same_bits(whole: Path, star
     assert run("grpo", config) == 0
     assert without_times(metrics(folder)) == without_times(metrics(whole))
     assert (folder / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
-    assert (folder / "hf/step_10/model.safetensors").read_bytes() == (whole / "hf/step_10/model.safetensors").read_bytes()
+    assert (folder / "hf/step_14/model.safetensors").read_bytes() == (whole / "hf/step_14/model.safetensors").read_bytes()
 
 
 def test_adapters_and_rewards_that_teach_nothing_are_told_by_name(start: Path, tmp_path: Path, capsys: Any) -> None:
@@ -116,7 +116,7 @@ def test_prompts_reach_the_model_in_their_mode_and_on_the_day_of_the_configurati
     config = load(RECIPES["grpo"], path)
     trainer = make_trainer(config, training_arguments(config), prepare(config, tmp_path / "data"))
     batch = next(iter(trainer.get_train_dataloader()))
-    assert len(batch) == 16 and [row["prompt"] for row in batch[:8]] == [batch[0]["prompt"]] * 8
+    assert len(batch) == 32 and [row["prompt"] for row in batch[:8]] == [batch[0]["prompt"]] * 8
     ids, *_ = trainer._tokenize_prompts([row["prompt"] for row in batch])
     for row, text in zip(batch, trainer.processing_class.batch_decode(ids), strict=True):
         assert "Today Date: 01 July 2025" in text and f"Reasoning Mode: /{row['mode']}\n" in text

@@ -193,7 +193,10 @@ def test_settings_that_do_not_fit_are_refused(
 
 
 def prepared(*golds: str | None) -> Any:
-    return SimpleNamespace(train={"dataset": ["words"] * len(golds), "answer": list(golds)}, held_out=None)
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"dataset": ["words"] * len(golds), "answer": list(golds)})
+    return SimpleNamespace(train=rows, held_out=rows.remove_columns("answer"))
 
 
 @pytest.mark.parametrize(

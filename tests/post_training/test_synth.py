@@ -262,6 +262,7 @@ def test_the_best_and_the_worst_of_several_answers_are_a_pair(serve: Any, tmp_pa
     server = serve(answer)
     prompts = {"mode": "no_think", "keep": ["answer"]}
     assert synth(write_config(tmp_path, server.url, "graded", rows=asked, prompts=prompts, graded=graded)) == 0
+    assert len({request["seed"] for request in server.requests}) == 8  # no answer is sampled twice
     (sample,) = samples(tmp_path, "preference")
     assert (sample.chosen["content"], sample.rejected["content"]) == ("It is 4.", "It is 9.")
     assert rows(tmp_path)[0]["worth"] == [1.25, 0.25] and rows(tmp_path)[0]["usage"] == {"model": [80, 40]}
