@@ -44,7 +44,7 @@ def reply(text: str, mode: Literal["think", "no_think"], tokens: int, opening: s
 def format_reward(reply: Reply) -> float:
     """/think: a thought that is closed, and an answer after it. /no_think: no thought or an empty one, and an answer."""
     answer = reply.answer
-    whole = answer.closed and answer.content and not any(tag in answer.after_reasoning for tag in (THINK, END_THINK))
+    whole = answer.content and not any(tag in answer.after_reasoning for tag in (THINK, END_THINK))
     return float(bool(whole) and bool(answer.reasoning) == (reply.mode == "think"))
 
 

@@ -91,21 +91,21 @@ def config(tmp_path: Path, chat_folder: Path) -> GrpoConfig:
 
 def test_answers_are_read_from_their_tokens(config: GrpoConfig, tokenizer: Any) -> None:
     """With the thought that TRL's text of them lacks where <think> is special, without the stop token."""
-    texts = ["<think>Hm.</think>yes<|im_end|>", "yes<|im_end|>", "no one knows"]
+    texts = ["<think>Hm.</think>yes<|im_end|>", "yes<|end_of_text|>", "no one knows", "It is 4.<|im_end|>"]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     columns = {
-        "mode": ["think", "no_think", "no_think"],
-        "dataset": ["words", "words", "other"],
-        "answer": ["yes", "yes", None],
+        "mode": ["think", "no_think", "no_think", "no_think"],
+        "dataset": ["words", "words", "other", "sums"],
+        "answer": ["yes", "yes", None, "4"],
     }
     logged: dict[str, float] = {}
     found = {
         reward.__name__: reward(prompts=[], completions=[], completion_ids=ids, log_metric=logged.__setitem__, **columns)
         for reward in grpo.reward_functions(config, tokenizer)
     }
-    assert found["format"] == [1, 1, 1] and found["accuracy"] == [1, 1, None]
-    assert found["length"] == [0, length_reward(len(ids[1]), (2, 4)), length_reward(len(ids[2]), (2, 4))]
-    assert len(ids[1]) > 2 and logged["rewards/accuracy/judged"] == pytest.approx(2 / 3)
+    assert found["format"] == [1, 1, 1, 1] and found["accuracy"] == [1, 1, None, 1]
+    assert found["length"] == [0, *(length_reward(len(one), (2, 4)) for one in ids[1:])]
+    assert len(ids[1]) > 2 and logged["rewards/accuracy/judged"] == pytest.approx(3 / 4)
 
 
 def test_a_template_that_begins_the_thought_itself_is_known(config: GrpoConfig, tokenizer: Any) -> None:
