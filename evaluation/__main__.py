@@ -2,8 +2,11 @@
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks; show: the prompts of one; properties: whether tasks are fit to decide by
+    ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
+    fit        scaling laws from what was trained (scaling_laws.py)
 
-Exit codes: 0 done, 1 done but for tasks whose data or packages could not be reached, 2 bad input (nothing written).
+Exit codes: 0 done; 1 done but for tasks whose data or packages could not be reached, or runs of a sweep that failed or are to
+go on; 2 bad input (nothing written).
 """
 
 import argparse
@@ -14,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import properties_report
+from evaluation import properties_report, scaling_report
+from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
@@ -147,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
     properties_report.add_parser(commands)
+    ablations.add_parser(commands)
+    scaling_report.add_parser(commands)
     return parser
 
 
@@ -155,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show")]:
+    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     try:
         return int(options.run(options))
