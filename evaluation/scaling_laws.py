@@ -4,7 +4,7 @@
                    Models" (arXiv 2203.15556), section 3.3
     allocation     C = 6 N D; the least loss is at N = G (C / 6)^a, D = (C / 6)^b / G, with a = beta / (alpha + beta),
                    b = alpha / (alpha + beta), G = (alpha A / (beta B))^(1 / (alpha + beta)); there, equation 4
-    power laws     value = k C^p for the best learning rate and the best batch, as in DeepSeek LLM (arXiv 2401.02954), section 3.1
+    power laws     value = k C^p for the best learning rate and batch, as in DeepSeek LLM (arXiv 2401.02954), section 3.1
 
 The loss is fitted as there: the sum of Huber losses (delta 1e-3) of log L - log-sum-exp(a - alpha log N, b - beta log D, e), by
 L-BFGS from a grid of starts. Besiroglu et al. 2024, "Chinchilla Scaling: A replication attempt" (arXiv 2404.10102), found that

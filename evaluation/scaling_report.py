@@ -2,7 +2,7 @@
 
     results.json of sweeps, or RUNS.csv  -->  Points  --scaling_laws-->  OUT_DIR/laws.json, laws.png
 
-A CSV has a line a run, with the columns parameters, tokens and loss, and learning_rate and batch_tokens where those are studied.
+A CSV has a line a run: parameters, tokens and loss, and learning_rate and batch_tokens where those are studied.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def fit(options: argparse.Namespace) -> int:
 
 
 def read_points(path: Path, score: str) -> list[Point]:
-    """The finished runs of a file; of a results.json with the loss that `score` names. Raises UserError for what is no result."""
+    """The finished runs of a file; of a results.json with the loss that `score` names. Raises UserError for another file."""
     try:
         if path.suffix == ".csv":
             with path.open(encoding="utf8", newline="") as file:

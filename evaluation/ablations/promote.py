@@ -38,9 +38,7 @@ def _text(arm: Arm, path: Path, current: Round) -> str:
     merged = merge_files(arm.base, arm.overrides)
     base = os.path.relpath(arm.base.resolve(), path.parent.resolve())
     others = ", ".join(other.name for other in current.arms if other.name != arm.name)
-    comment = (
-        f"# The winner of round {current.number}, {arm.name}, chosen over {others}; see results.json and report.html there.\n"
-    )
+    comment = f"# The winner of round {current.number}, {arm.name}, chosen over {others} (report.html there).\n"
     return comment + mapping_to_yaml({"base": base, **difference(merge_files(arm.base), merged)})
 
 

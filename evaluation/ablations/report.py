@@ -28,13 +28,14 @@ RULE = (
 Outcomes = dict[str, list[tuple[Run, Outcome]]]
 """By arm."""
 STYLE = """body { font: 15px sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right }
+table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .2em .7em; text-align: right }
+th, td { border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left } .better { color: #1a7f37; font-weight: bold }
 .worse, .diverged, .failed { color: #b42318; font-weight: bold } img { max-width: 100% }"""
 
 
 def results(current: Round, plans: dict[str, Plan], outcomes: Outcomes, higher: dict[str, bool], sweep: Path) -> dict[str, Any]:
-    """The record of results.json. `higher` says of the suite's scores whether higher is better; held-out losses are not in it."""
+    """The record of results.json. `higher` says of the suite's scores whether higher is better; losses are not in it."""
     scores = scores_by_name(outcomes)
     comparisons: dict[str, dict[str, Any]] = {}
     for arm in current.changes:
@@ -98,15 +99,13 @@ def arm_rows(record: dict[str, Any]) -> Rows:
         runs = [run for run in record["runs"] if run["arm"] == arm]
         done = [run for run in runs if run["state"] == "done"]
         verdicts = [one["verdict"] for one in record["comparisons"].get(arm, {}).values()]
-        states = [
-            f"{sum(run['state'] == state for run in runs)} {state}" for state in dict.fromkeys(run["state"] for run in runs)
-        ]
+        states = [run["state"] for run in runs]
         hours = [run["gpu_hours"] for run in runs if "gpu_hours" in run]
         counts = [str(verdicts.count(verdict)) if verdicts else "-" for verdict in ("better", "worse", "within noise")]
         rows.append(
             [
                 arm,
-                ", ".join(states),
+                ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
                 short(runs[0]["parameters"]),
                 short(_mean(run["tokens"] for run in done)),
                 _number(_mean(run["loss"] for run in done), "{:.4f}"),

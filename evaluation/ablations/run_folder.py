@@ -57,9 +57,8 @@ def final_checkpoint(folder: Path, steps: int) -> Path:
 
 def newest_checkpoint(folder: Path) -> int:
     """Step of the newest whole one; -1: none."""
-    return max(
-        (int(path.parent.name[5:]) for path in folder.glob("iter_*/COMPLETE") if path.parent.name[5:].isdecimal()), default=-1
-    )
+    names = [path.parent.name.removeprefix("iter_") for path in folder.glob("iter_*/COMPLETE")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def tokens_trained(folder: Path) -> int:
@@ -112,7 +111,7 @@ def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _divergence(lines: Sequence[dict[str, Any]], numbers: dict[str, float]) -> str:
-    """Why the training has diverged, or nothing. The final loss must be a number, and not above the highest of the first steps."""
+    """Why it has diverged, or nothing. The final loss must be a number, and not above the highest of the first steps."""
     if not lines:
         return ""
     if math.isnan(losses(lines)[-1]):
