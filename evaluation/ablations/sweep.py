@@ -10,7 +10,7 @@ A sweep has one round with all its changes, or, ordered, one for each: every cha
 What was done is read from these folders; nothing else is kept.
 """
 
-import json
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,24 @@ def current_round(sweep: Sweep) -> Round:
 
 
 def _arm(sweep: Sweep, name: str, base: Path, overrides: tuple[str, ...], seeds: tuple[int, ...]) -> Arm:
-    runs = []
+    merged, runs = merge_files(base, overrides), []
     for seed in seeds:
         folder = sweep.output.absolute() / "runs" / f"{name}-seed{seed}"
-        own = [*(f"{setting}={seed}" for setting in sweep.seeds.settings), "train.purpose=ablation"]
-        own.append(f"train.output_dir={json.dumps(str(folder))}")
-        runs.append(Run(name, seed, folder, merge_files(base, [*overrides, *own])))
+        own = {**dict.fromkeys(sweep.seeds.settings, seed), "train.output_dir": str(folder), "train.purpose": "ablation"}
+        runs.append(Run(name, seed, folder, _with(merged, own)))
     return Arm(name, base, overrides, tuple(runs))
+
+
+def _with(mapping: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the mapping with settings by their dotted names."""
+    changed = copy.deepcopy(mapping)
+    for name, value in settings.items():
+        section = changed
+        *parents, last = name.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return changed
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
