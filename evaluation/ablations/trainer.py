@@ -76,9 +76,13 @@ def train_all(runs: Sequence[tuple[Run, int]], tokens: int, processes: int) -> N
                 raise Interrupted
 
 
+def launcher(processes: int) -> list[str]:
+    """The command that starts a script on so many ranks of this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
 def _train(run: Run, steps: int, processes: int, progress: Progress, came: list[int]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(TRAINER), "--config", str(run.write_config())]
+    command = [*launcher(processes), str(TRAINER), "--config", str(run.write_config())]
     # Were this process killed, the ranks would go on unseen and hold the run's folder.
     stop_too = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
     trained = tokens_trained(run.folder)
