@@ -12,7 +12,7 @@ from evaluation.__main__ import main
 from smol_config import mapping_to_yaml, merge_files
 
 STEPS = 30
-STAND_IN = f'''"""Plans as the trainer does; trains nothing and leaves the files that a run would: its loss follows from rate and seed."""
+STAND_IN = f'''"""Plans as the trainer does, trains nothing and leaves what a run would; its loss follows from rate and seed."""
 
 import json, os, signal, sys, time
 from pathlib import Path
@@ -72,7 +72,8 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.output = folder, folder / "sweep"
-        overrides = [*tiny_overrides(folder / "no_corpus", folder / "elsewhere"), f"data.stages.0.steps={STEPS - 4}"]
+        overrides = tiny_overrides(folder / "no_corpus", folder / "elsewhere")
+        overrides.append(f"data.stages.0.steps={STEPS - 4}")
         (folder / "baseline.yaml").write_text(mapping_to_yaml(merge_files(QUICKSTART, overrides)))
         (folder / "trainer.py").write_text(STAND_IN)
         self.write({"low": 0.002})
