@@ -184,6 +184,13 @@ def _markdown(record: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *notes(record)]) + "\n"
 
 
+def _cell(text: str) -> str:
+    """In its colour, where STYLE has one for its last word."""
+    word = text.split(" ")[-1]
+    named = f" class='{word}'" if f".{word}" in STYLE and word.isalpha() else ""
+    return f"<td{named}>{html.escape(text)}</td>"
+
+
 def _page(record: dict[str, Any], pictures: list[bytes]) -> str:
     """Everything in one file: the pictures inside."""
     title = f"{Path(record['sweep']).stem}, round {record['round']}"
@@ -192,8 +199,7 @@ def _page(record: dict[str, Any], pictures: list[bytes]) -> str:
     for header, rows in (arm_rows(record), score_rows(record)):
         parts.append("<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>")
         for row in rows:
-            cells = (f"<td class='{html.escape(cell.split(' ')[-1])}'>{html.escape(cell)}</td>" for cell in row)
-            parts.append("<tr>" + "".join(cells) + "</tr>")
+            parts.append("<tr>" + "".join(map(_cell, row)) + "</tr>")
         parts.append("</table>")
     parts += [f"<p>{html.escape(note)}</p>" for note in notes(record)]
     parts += [f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture).decode()}'>" for picture in pictures]

@@ -90,7 +90,7 @@ def losses(lines: Sequence[dict[str, Any]]) -> list[float]:
 def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     if not lines:
         return {}
-    found = [loss for loss in losses(lines) if math.isfinite(loss)] or [math.inf]
+    found = [loss for loss in losses(lines) if math.isfinite(loss)]
     timed = lines[WARM_UP:] or lines
     speed = median(line["perf/tokens_per_second"] for line in timed)
     devices = round(speed / median(line["perf/tokens_per_second_per_device"] for line in timed))
@@ -98,13 +98,13 @@ def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     tokens = lines[-1]["tokens"] - lines[0]["tokens"] + step_tokens  # of an annealed run: its own
     hours = tokens / speed * devices / 3600
     numbers = {
-        "loss": sum(found[-LAST:]) / len(found[-LAST:]),
-        "loss_at_start": max(found[:FIRST]),
         "tokens": tokens,
         "tokens_per_second": speed,
         "devices": devices,
         "device_hours": hours,
     }
+    if found:
+        numbers |= {"loss": sum(found[-LAST:]) / len(found[-LAST:]), "loss_at_start": max(found[:FIRST])}
     if any(name.startswith("device/") for name in lines[-1]):
         numbers["gpu_hours"] = hours
     return numbers

@@ -92,8 +92,9 @@ def _train(run: Run, steps: int, processes: int, progress: Progress, came: list[
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=stop_too)
             while process.poll() is None:
                 time.sleep(LOOK_SECONDS)
-                progress.advance(max(tokens_trained(run.folder) - trained, 0))
-                trained = max(trained, tokens_trained(run.folder))
+                now = max(tokens_trained(run.folder), trained)  # fewer after a rollback
+                progress.advance(now - trained)
+                trained = now
                 if came:
                     process.terminate()
                     process.wait()
