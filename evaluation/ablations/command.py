@@ -34,6 +34,8 @@ def ablate(options: argparse.Namespace) -> int:
     _check_scores(sweep, suite, plans)
     for run in current.runs:
         run.check()
+        if suite:
+            trainer.check_scores(run, suite)
     if options.promote:
         return _promote(sweep, current, plans, options)
     with _alone(sweep.output):
@@ -58,7 +60,7 @@ def _go_on(sweep: Sweep, suite: Suite | None, current: Round, plans: dict[str, t
     reasons = {}
     for run in current.runs:
         if suite and outcome(run.folder, steps[run.arm]).state == "done":
-            reasons[run.folder] = trainer.score(run, steps[run.arm], suite, lambda said: print(said, flush=True))
+            reasons[run.folder] = trainer.score(run, steps[run.arm], suite)
     outcomes = {
         arm.name: [(run, _outcome(run.folder, steps[arm.name], reasons.get(run.folder, ""))) for run in arm.runs]
         for arm in current.arms

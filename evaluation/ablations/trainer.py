@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,16 @@ def launcher(processes: int) -> list[str]:
 
 def _train(run: Run, steps: int, processes: int, progress: Progress, came: list[int]) -> None:
     command = [*launcher(processes), str(TRAINER), "--config", str(run.write_config())]
-    # Were this process killed, the ranks would go on unseen and hold the run's folder.
+    # Were this process killed, the ranks would go on unseen and hold the run's folder. In a session of their own they do not
+    # hear a terminal's Ctrl-C twice, which would end them before they have saved.
     stop_too = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
     trained = tokens_trained(run.folder)
     while outcome(run.folder, steps).state in ("waiting", "failed"):
         before = newest_checkpoint(run.folder)
         with (run.folder / LOG_NAME).open("ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=stop_too)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=stop_too
+            )
             while process.poll() is None:
                 time.sleep(LOOK_SECONDS)
                 now = max(tokens_trained(run.folder), trained)  # fewer after a rollback
@@ -132,31 +135,33 @@ def submit(run: Run) -> str:
 # --- scores ----------------------------------------------------------------------------------------------------------------
 
 
-def score(run: Run, steps: int, suite: Suite, say: Callable[[str], None]) -> str:
-    """Export the run's final checkpoint and score it, as far as that was not done; returns why it could not be, or nothing.
-
-    Raises UserError for scores of another suite.
-    """
-    scores = run.folder / "scores"
-    if (scores / "results.json").is_file():
-        made = json.loads((scores / "results.json").read_text(encoding="utf8"))["suite"]
+def check_scores(run: Run, suite: Suite) -> None:
+    """Raises UserError when the run has scores of another suite."""
+    path = run.folder / "scores" / "results.json"
+    if path.is_file():
+        made = json.loads(path.read_text(encoding="utf8"))["suite"]
         if made != suite.model_dump(mode="json", exclude_none=True):
-            raise UserError(f"{scores} was made with another suite; move it away to have the run scored anew")
-        return ""
-    export = run.folder / "hf" / f"step_{steps}"
+            raise UserError(f"{path.parent} was made with another suite; move it away to have the run scored anew")
+
+
+def score(run: Run, steps: int, suite: Suite) -> str:
+    """Export the run's final checkpoint and score it, as far as that was not done; returns what is missing, or nothing."""
+    scores, export = run.folder / "scores", run.folder / "hf" / f"step_{steps}"
     if not export.is_dir():
-        say(f"exporting {run.arm}, seed {run.seed}")
+        print(f"exporting {run.arm}, seed {run.seed}", flush=True)
         export.parent.mkdir(exist_ok=True)
         with (run.folder / "export.log").open("wb") as log:
             command = [sys.executable, "-m", "conversion", "to-hf", str(final_checkpoint(run.folder, steps)), str(export)]
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         if done.returncode:
             return f"not exported: {last_line(run.folder / 'export.log')}"
-    say(f"scoring {run.arm}, seed {run.seed}")
-    from evaluation.run import run as run_suite
+    if not scores.is_dir():
+        print(f"scoring {run.arm}, seed {run.seed}", flush=True)
+        from evaluation.run import run as run_suite
 
-    try:
-        record = run_suite(export, suite, suite.selected("development"), scores, None)
-    except UserError as error:
-        return f"not scored: {error}"
-    return "".join(f"{name} not run: {reason}; " for name, reason in record["not_run"].items()).removesuffix("; ")
+        try:
+            run_suite(export, suite, suite.selected("development"), scores, None)
+        except UserError as error:
+            return f"not scored: {error}"
+    not_run = json.loads((scores / "results.json").read_text(encoding="utf8"))["not_run"]
+    return "; ".join(f"{name} not run: {reason}" for name, reason in not_run.items())

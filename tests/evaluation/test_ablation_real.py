@@ -1,4 +1,4 @@
-"""A real sweep of two runs: two ranks train, exports are verified, lm-eval scores; killed half-way, the same command goes on."""
+"""A real sweep of two runs: two ranks train, exports are verified, lm-eval scores; a second call finishes a killed one."""
 
 import contextlib
 import json
