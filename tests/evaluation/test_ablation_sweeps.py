@@ -37,7 +37,7 @@ def test_a_sweep_is_trained_compared_and_told(lab: Lab, capsys: pytest.CaptureFi
     verdicts = {arm: found.get("eval/loss/code", {}).get("verdict") for arm, found in results["comparisons"].items()}
     assert verdicts == {"same": "within noise", "low": "worse", "wild": None, "broken": None}
     low = results["comparisons"]["low"]["eval/loss/docs"]
-    assert low["difference"] == pytest.approx(0.2 + (2 - 4) / 2000, abs=0.003) and low["baseline"] < low["change"]
+    assert low["difference"] == pytest.approx(0.2, abs=0.005) and low["baseline"] < low["change"]
     costs = {run["arm"]: run.get("gpu_hours") for run in results["runs"]}
     assert costs["low"] == pytest.approx(30 * 512 / 8000 * 2 / 3600) and costs["baseline"] is None
     said = capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_a_sweep_is_trained_compared_and_told(lab: Lab, capsys: pytest.CaptureFi
     assert "| wild | 2 diverged |" in markdown and "optim.learning_rate=0.002" in page
 
     assert lab.ablate() == 1
-    assert lab.starts[9:] == ["broken-seed6", "broken-seed8"], "only what failed is tried again"
+    assert lab.starts[11:] == ["broken-seed6", "broken-seed8"], "only what failed is tried again"
 
 
 def test_a_run_goes_on_as_long_as_it_saves_and_a_stopped_one_stays(lab: Lab) -> None:
