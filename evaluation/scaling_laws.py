@@ -23,6 +23,8 @@ DELTA = 1e-3
 """Where Huber's loss turns from square to absolute, in log loss (Hoffmann et al.)."""
 STARTS = {"a": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), "e": (-1.0, -0.5, 0.0, 0.5, 1.0), "exponent": (0.0, 0.5, 1.0, 1.5, 2.0)}
 """The grid of starts (Hoffmann et al., appendix D.3): of a and b, of e, of alpha and beta."""
+LEAST_EXPONENT = 1e-3
+"""Of alpha and beta: the loss falls with size and with tokens."""
 TRIED = 40
 """Of the 4,500 starts, those of least loss from which the optimizer is run."""
 RESAMPLES = 200
@@ -113,7 +115,8 @@ def fit_loss(points: Sequence[Point]) -> LossLaw:
 
 def resampled_laws(points: Sequence[Point], law: LossLaw, seed: int = 0) -> list[LossLaw]:
     """Laws of RESAMPLES draws of the points with replacement, for percentile intervals of anything that follows from a law."""
-    random, laws = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
+    laws: list[LossLaw] = []
     start = np.array([math.log(law.a), math.log(law.b), math.log(law.irreducible), law.alpha, law.beta])
     while len(laws) < RESAMPLES:
         drawn = [points[at] for at in random.integers(len(points), size=len(points))]
@@ -166,7 +169,7 @@ def _minimize(objective: Objective, start: np.ndarray, centre: np.ndarray) -> tu
         # About 1e-6 where the fit is good: at its own scale the search would end before it has begun.
         return value / DELTA**2, moved.T @ gradient / DELTA**2
 
-    bounds = [(None, None)] * 3 + [(0, None)] * 2
+    bounds = [(None, None)] * 3 + [(LEAST_EXPONENT, None)] * 2
     options = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-6}
     done = minimize(searched, np.linalg.solve(moved, start), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return moved @ done.x, float(done.fun)

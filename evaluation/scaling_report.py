@@ -33,7 +33,7 @@ def fit(options: argparse.Namespace) -> int:
         raise UserError("--parameters and --tokens say together which run is predicted; give both, or --compute alone")
     why_not = scaling_laws.identifiable(points)
     bests = {setting: scaling_laws.best_settings(points, setting) for setting in SETTINGS}
-    powers = {setting: law for setting in SETTINGS if (law := scaling_laws.fit_power(bests[setting]))}
+    powers = {setting: power for setting in SETTINGS if (power := scaling_laws.fit_power(bests[setting]))}
     if why_not and not powers:
         raise UserError(
             f"{why_not}; and no learning rate or batch was found best at two computes, inside the values that were tried"

@@ -79,7 +79,7 @@ def _thinned(tokens: list[int], loss: list[float]) -> tuple[np.ndarray, np.ndarr
     """At most POINTS means over neighbouring steps."""
     size = max(1, len(loss) // POINTS)
     whole = len(loss) // size * size
-    return tuple(np.array(values[:whole], dtype=float).reshape(-1, size).mean(axis=1) for values in (tokens, loss))  # type: ignore[return-value]
+    return tuple(np.array(values[:whole], dtype=float).reshape(-1, size).mean(axis=1) for values in (tokens, loss))
 
 
 def _png(figure: "Figure") -> bytes:
