@@ -53,9 +53,10 @@ def differences(record: dict[str, Any]) -> bytes | None:
     names = [name for name in record["higher_is_better"] if any(name in record["comparisons"][arm] for arm in arms)]
     if not names:
         return None
-    rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, (0.9 + 0.3 * len(arms)) * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False)
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, (0.9 + 0.3 * len(arms)) * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     colours = {"better": "#1a7f37", "worse": "#b42318", "within noise": "grey", "noise unknown": "black"}
     for panel, name in zip(panels.flat, names, strict=False):
         for row, arm in enumerate(arms):
@@ -63,6 +64,7 @@ def differences(record: dict[str, Any]) -> bytes | None:
                 if one["band"] is not None:
                     panel.barh(row, 2 * one["band"], left=-one["band"], height=0.7, color="0.88")
                 panel.plot(one["difference"], row, "o", color=colours[one["verdict"]])
+        panel.use_sticky_edges = False  # of the bars: the axis would end with them
         panel.axvline(0, color="grey", linewidth=0.8)
         panel.set_yticks(range(len(arms)), arms, fontsize=8)
         panel.set_ylim(len(arms) - 0.5, -0.5)

@@ -107,10 +107,10 @@ def arm_rows(record: dict[str, Any]) -> Rows:
                 arm,
                 ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
                 short(runs[0]["parameters"]),
-                short(_mean(run["tokens"] for run in done)),
+                short(_mean(run["tokens"] for run in runs if "tokens" in run)),
                 _number(_mean(run["loss"] for run in done), "{:.4f}"),
-                _number(_mean(run["tokens_per_second"] for run in done), "{:,.0f}"),
-                f"{sum(hours):,.1f}" if hours else "-",
+                _number(_mean(run["tokens_per_second"] for run in runs if "tokens" in run), "{:,.0f}"),
+                f"{sum(hours):,.3g}" if hours else "-",
                 *counts,
             ]
         )
@@ -119,7 +119,7 @@ def arm_rows(record: dict[str, Any]) -> Rows:
 
 def score_rows(record: dict[str, Any]) -> Rows:
     """A line a change and score, the decided ones first."""
-    header = ("change", "score", "baseline", "change's", "difference", "band", "verdict")
+    header = ("change", "score", "baseline", "value", "difference", "band", "verdict")
     order = ("better", "worse", "noise unknown", "within noise")
     rows = []
     for arm, of_arm in record["comparisons"].items():
