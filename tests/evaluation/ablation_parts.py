@@ -6,25 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
+from tiny_runs import QUICKSTART, tiny_overrides
 
 from evaluation.__main__ import main
-from smol_config import mapping_to_yaml, merge_files
+from evaluation.ablations.sweep import Arm
+from smol_config import load, mapping_to_yaml, merge_files
+from smol_train.config import RunConfig
+from smol_train.plan import plan
 
 STEPS = 30
-STAND_IN = f'''"""Plans as the trainer does, trains nothing and leaves what a run would; its loss follows from rate and seed."""
+STAND_IN = f'''"""Trains nothing and leaves what a run would; its loss follows from rate and seed."""
 
 import json, os, signal, sys, time
 from pathlib import Path
 
-sys.path.insert(0, {str(REPOSITORY)!r})
-if "--dry-run" in sys.argv:
-    from pretrain_smol import main
+import yaml
 
-    sys.exit(main())
-from smol_config import load_mapping
-
-config = load_mapping(sys.argv[sys.argv.index("--config") + 1])
+config = yaml.safe_load(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
 run, rate, seed = Path(config["train"]["output_dir"]), config["optim"]["learning_rate"], config["train"]["seed"]
 with open(os.environ["STARTS"], "a") as file:
     print(run.name, file=file)
@@ -97,6 +95,11 @@ class Lab:
 
     def results(self, folder: str = ".") -> dict[str, Any]:
         return dict(json.loads((self.output / folder / "results.json").read_text()))
+
+
+def planned(arm: Arm) -> dict[str, Any]:
+    """In place of the trainer's dry run, which is a process of its own."""
+    return dict(plan(load(RunConfig, arm.base, arm.overrides)).model_dump(mode="json"))
 
 
 def launcher(processes: int) -> list[str]:
