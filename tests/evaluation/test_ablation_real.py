@@ -12,6 +12,9 @@ import yaml
 from evaluation_parts import COLOURS, Write
 from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
+from evaluation.ablations import trainer
+from evaluation.ablations.sweep import Run
+from evaluation.suite import load_suite
 from smol_config import mapping_to_yaml, merge_files
 
 STEPS = 60
@@ -80,6 +83,21 @@ def test_a_real_sweep_that_is_killed_half_way_is_finished_by_the_same_command(
     assert (
         other.returncode == 2 and "scores was made with another suite; move it away to have the run scored anew" in other.stderr
     )
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_or_scored_is_told(tmp_path: Path, write_suite: Write, write_task: Write) -> None:
+    write_task("colours", COLOURS)
+    suite = load_suite(write_suite([{"name": "colours"}]))
+    run = Run("arm", 6, tmp_path / "run", {})
+    run.folder.mkdir()
+    assert trainer.score(run, STEPS, suite).startswith("not exported: error: ")
+    export, scores = run.folder / "hf" / f"step_{STEPS}", run.folder / "scores"
+    export.mkdir()
+    assert trainer.score(run, STEPS, suite).startswith(f"not scored: {export} has no config.json; give a Hugging Face folder")
+    scores.mkdir()
+    (scores / "results.json").write_text(json.dumps({"not_run": {"far": "no Hub", "farther": "none either"}}))
+    assert trainer.score(run, STEPS, suite) == "far not run: no Hub; farther not run: none either"
 
 
 def _commands_with(folder: Path) -> list[str]:
