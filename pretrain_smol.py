@@ -19,24 +19,26 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from smol_config import UserError, load
-from smol_train.exit_codes import refuse
+from smol_config import load
+from smol_console import exit_code
+from smol_train.exit_codes import REFUSED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        if options.check_environment:
-            from smol_train.environment import check_environment
+    return exit_code(lambda: _run(options), REFUSED)
 
-            return check_environment()
-        if options.dry_run:
-            from smol_train.plan import dry_run
 
-            return dry_run(options.config, options.overrides, as_json=options.json)
-        return train(options.config, options.overrides)
-    except UserError as error:
-        return refuse(error)
+def _run(options: argparse.Namespace) -> int:
+    if options.check_environment:
+        from smol_train.environment import check_environment
+
+        return check_environment()
+    if options.dry_run:
+        from smol_train.plan import dry_run
+
+        return dry_run(options.config, options.overrides, as_json=options.json)
+    return train(options.config, options.overrides)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

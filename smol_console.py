@@ -1,9 +1,11 @@
-"""How commands talk: a progress bar on a terminal, plain lines elsewhere; arguments checked with clear sentences; tables.
+"""How commands talk: a progress bar on a terminal, plain lines elsewhere; arguments checked with clear sentences; tables;
+one sentence and an exit code where the user has something to mend.
 
-The packages with commands import this file; it imports none of them. Progress goes to stderr, results go to stdout.
+The packages with commands import this file; it imports none of them. Progress and errors go to stderr, results to stdout.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -11,7 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from smol_config import UserError
+
 Item = TypeVar("Item")
+BAD_INPUT = 2
+"""Exit code where the user has something to mend; argparse's too."""
 _UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 # --- progress --------------------------------------------------------------------------------------------------------------
@@ -103,6 +109,24 @@ def add_command(subparsers: Any, name: str, summary: str, example: str) -> argpa
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return parser
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------------
+
+
+def exit_code(run: Callable[[], int | None], refused: int = BAD_INPUT) -> int:
+    """What a command ends with: the code that `run` returns, None being 0, or `refused` once a UserError was told."""
+    try:
+        return run() or 0
+    except UserError as error:
+        tell(error)
+        return refused
+
+
+def tell(error: UserError) -> None:
+    """One sentence on stderr, without a traceback; of several ranks, one that is not the first gives its number."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------

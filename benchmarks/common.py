@@ -3,9 +3,12 @@
 import argparse
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
+
+from smol_console import exit_code
 
 
 def parser_for(module: str, docstring: str | None) -> argparse.ArgumentParser:
@@ -17,6 +20,26 @@ def parser_for(module: str, docstring: str | None) -> argparse.ArgumentParser:
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+Parse = Callable[[Sequence[str] | None], argparse.Namespace]
+Run = Callable[[argparse.Namespace, Sequence[str]], None]
+"""Takes the options and, for the table, the words in which they were given."""
+
+
+def run_benchmark(parse: Parse, run: Run, arguments: Sequence[str] | None) -> int:
+    """A benchmark's command; returns its exit code."""
+    options = parse(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: run(options, list(words)))
+
+
+def write_table(output: Path, text: str) -> None:
+    """Print a table and write it."""
+    print(text)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf8")
+    print(f"wrote {output}", file=sys.stderr)
 
 
 def positive(text: str) -> int:

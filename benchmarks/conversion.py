@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.common import cpu_model, parser_for, positive, spread, versions
+from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions
 from smol_config import UserError, load_mapping, parse
 from smol_model.config import ModelConfig
 
@@ -46,13 +46,7 @@ class Timed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    try:
-        _run(options, list(arguments) if arguments is not None else sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(_parse, _run, arguments)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(options: argparse.Namespace, arguments: list[str]) -> None:
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     model = parse(ModelConfig, load_mapping(options.model)["model"], source=str(options.model))
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=options.work, prefix="conversion_") as name:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import parser_for, positive
+from benchmarks.common import parser_for, positive, write_table
 from benchmarks.data_loader_job import Job, Result
 
 STEPS = (320, 3_200, 32_000, 3_200_000)
@@ -51,10 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = " ".join(["python -m benchmarks.data_loader", *(arguments if arguments is not None else sys.argv[1:])])
     report = Report(command, load_average, options.tokens, job, options.windows, starts, rates, order_quality())
     text = render(report)
-    print(text)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text, encoding="utf8")
-    print(f"wrote {options.output}", file=sys.stderr)
+    write_table(options.output, text)
     return 0
 
 

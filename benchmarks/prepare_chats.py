@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.common import cpu_model, parser_for, positive, spread, versions
+from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
 from smol_config import UserError
 
 PACKAGES = ("trl", "datasets", "transformers", "tokenizers", "pyarrow", "torch")
@@ -28,13 +28,7 @@ MAX_LENGTH = 2048
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options, list(arguments) if arguments is not None else sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(parse, run, arguments)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,10 +58,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     if len(counts) > 1:
         raise UserError(f"the sides have different numbers of (tokens, trained tokens): {sorted(counts)}; nothing is written")
     table = _render(options, arguments, results)
-    print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(table, encoding="utf8")
-    print(f"wrote {options.output}", file=sys.stderr)
+    write_table(options.output, table)
 
 
 def _make_inputs(folder: Path, rows: int, size: int) -> None:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import cpu_model, parser_for, versions
+from benchmarks.common import cpu_model, parser_for, run_benchmark, versions, write_table
 from smol_config import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -45,16 +45,13 @@ first step, until the first step beyond the last one before the fault; "recovere
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    return run_benchmark(parse, run, arguments)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = parser_for("recovery", __doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/results/recovery.md"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    try:
-        run(options, list(arguments) if arguments is not None else sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -76,9 +73,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         story=STORY.partition("::")[0],
         incidents=incidents.partition("\n\n")[2].strip(),
     )
-    print(text)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text, encoding="utf8")
+    write_table(options.output, text)
 
 
 def slurm_version() -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.common import cpu_model, parser_for, positive, spread, versions
+from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
 from benchmarks.synthetic_tokens import with_synthetic_data
 from smol_config import UserError, load
 from smol_train.config import RunConfig
@@ -210,14 +210,7 @@ def draw(found: list[Case], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
-            run(options, list(sys.argv[1:] if arguments is None else arguments), Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(parse, run, arguments)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -235,8 +228,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], folder: Path) -> None:
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, print and write the table and the picture."""
+    with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
+        _run(options, arguments, Path(folder))
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str], folder: Path) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun has it for several ranks, also where there is one
     overrides = ["start_from=null", *([] if options.config else _SMALL), *options.overrides]
     path = options.config or _QUICKSTART
@@ -249,9 +247,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], folder: Path) -> 
     picture = output.with_suffix(".png")
     draw(found, picture)
     text = render(found, arguments, options.gpu, load_average, picture.name)
-    output.write_text(text, encoding="utf8")
-    print(text)
-    print(f"written: {output}, {picture}", file=sys.stderr)
+    write_table(output, text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import cpu_model, parser_for, positive, spread, versions
+from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
 from smol_config import UserError
 
 PACKAGES = ("tokenizers", "datatrove", "transformers", "megatron-core", "torch", "numpy")
@@ -44,13 +44,7 @@ class Measurement:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options, list(arguments) if arguments is not None else sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(parse, run, arguments)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -88,10 +82,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
             f"the sides wrote different numbers of tokens ({counts}): they do not do the same work; nothing is written"
         )
     table = _render(options, arguments, results, megabytes, load_average)
-    print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(table, encoding="utf8")
-    print(f"wrote {options.output}", file=sys.stderr)
+    write_table(options.output, table)
 
 
 def _prepare(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import parser_for, positive
+from benchmarks.common import parser_for, positive, run_benchmark, write_table
 from benchmarks.synthetic_tokens import with_synthetic_data
 from benchmarks.train_step_job import Job, Measurement, read
 from smol_config import UserError, load
@@ -31,13 +31,7 @@ TOLERANCE = 2e-2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        run(options, list(arguments) if arguments is not None else sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(parse, run, arguments)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,10 +72,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         config, options.config, arguments, options.threads, options.warmup, options.steps, load_average, ours, peers
     )
     text = render(report)
-    print(text)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf8")
-    print(f"wrote {output}", file=sys.stderr)
+    write_table(output, text)
 
 
 def _overrides(options: argparse.Namespace, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from smol_config import UserError
+from smol_console import exit_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +85,14 @@ def serve(measure: Callable[[Job], Measurement]) -> int:
     import torch
 
     torch.set_num_threads(job.threads)
-    try:
-        result = measure(job)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _write(result_path, measure(job)))
+
+
+def _write(path: Path, result: Measurement) -> None:
+    import torch
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         result.device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         result.peak_memory_gib = torch.cuda.max_memory_allocated() / 2**30
-    result_path.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf8")
-    return 0
+    path.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf8")

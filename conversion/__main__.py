@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the two sides are not equal, 2 bad input (nothing changed; export: something was not exported).
 """
 
+import argparse
 import ctypes
 import os
 import sys
@@ -11,20 +12,21 @@ from collections.abc import Sequence
 
 from conversion import ParityError
 from conversion.arguments import build_parser
-from smol_config import UserError
+from smol_console import exit_code, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = build_parser().parse_args(arguments)
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         options.run(options)
     except ParityError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -7,7 +7,6 @@ ends with it, and one that is killed for its memory takes nothing along. A child
 ends; what the parent has open (a lock) is held until both are gone.
 """
 
-import ctypes
 import errno
 import multiprocessing
 import os
@@ -26,10 +25,10 @@ import psutil
 from conversion import ConversionError
 from conversion.service import LOOK_SECONDS, Stop
 from smol_config import UserError
+from smol_process import end_with
 
 MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENFILE, errno.ETIMEDOUT, errno.ENETUNREACH}
 """What the system says of a disk or a network that has trouble now."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
@@ -80,7 +79,7 @@ def _how_it_died(code: int) -> str:
 
 def _work(pipe: Connection, parent: int, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """In the child."""
-    _end_with(parent)
+    end_with(parent)
     for number in (signal.SIGTERM, signal.SIGINT):  # sent to a whole group of processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     _give_way(threads)
@@ -90,13 +89,6 @@ def _work(pipe: Connection, parent: int, threads: int, function: Callable[..., A
     except BaseException as error:  # told to the parent, which lives on
         outcome = None, _told(error)
     pipe.send(outcome)
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(1)
 
 
 def _give_way(threads: int) -> None:

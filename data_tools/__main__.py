@@ -24,7 +24,7 @@ from data_tools import (
     train_tokenizer,
     verify,
 )
-from smol_config import UserError
+from smol_console import exit_code
 
 COMMANDS = (  # in the order in which a dataset is made and looked at
     corpus,
@@ -60,18 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input (one sentence on stderr), 130 interrupted, 141 cut off."""
     options = build_parser().parse_args(arguments)
     try:
-        options.run(options)
+        code = exit_code(lambda: options.run(options))
         sys.stdout.flush()
     except BrokenPipeError:  # what reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed at exit
         return 141
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as stop:
         print(f"interrupted; {stop or 'nothing was written'}", file=sys.stderr)
         return 130
-    return 0
+    return code
 
 
 if __name__ == "__main__":  # worker processes import this module again and must not start the command again

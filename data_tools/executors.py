@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
@@ -24,6 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_tools.datatrove_steps import quiet
 from smol_config import UserError, nearest
+from smol_process import when_parent_ends
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -84,7 +84,7 @@ class LocalExecutor(LocalPipelineExecutor):
 def _work(executor: LocalExecutor, rank: int, threads: int, sender: Connection) -> None:
     """A worker process: one task, then its outcome (None or the exception) to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os._exit(1))
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     outcome: Exception | None = None
@@ -93,13 +93,6 @@ def _work(executor: LocalExecutor, rank: int, threads: int, sender: Connection) 
     except Exception as error:
         outcome = error
     sender.send(outcome)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _take(receiver: Connection, rank: int, process: BaseProcess) -> None:

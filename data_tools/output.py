@@ -31,6 +31,7 @@ def check_new_folder(folder: Path) -> Path:
     folder = folder.resolve()
     if folder.is_dir():
         if any(folder.iterdir()):
+            sweep(folder)
             raise UserError(f"{folder} is not empty; name a new folder, or remove this one first")
         if folder.is_mount():
             raise UserError(f"{folder} is a mount point, which cannot be replaced as a whole; name a folder inside it")
@@ -257,6 +258,18 @@ def _kept(working: Working) -> str:
     return f"{parts} finished parts are kept in {working.root}; the same command goes on with them" if parts else ""
 
 
+def sweep(folder: Path) -> None:
+    """Remove what the command that made `folder` left beside it, if it was killed after its last step, the release.
+
+    A working folder that still has the place of the finished files, or that another command holds, is left alone.
+    """
+    working = Working(folder.resolve())
+    if not working.root.is_dir() or working.files.exists():
+        return
+    with suppress(UserError), _locked(working.root / "lock", working.target):
+        shutil.rmtree(working.root, ignore_errors=True)
+
+
 @contextmanager
 def _locked(path: Path, target: Path) -> Iterator[None]:
     """Hold an exclusive lock, which the system gives back when the process ends, however it ends."""
@@ -277,7 +290,7 @@ def _locked(path: Path, target: Path) -> Iterator[None]:
 def _set_up(working: Working, settings: Mapping[str, Any], fresh: bool) -> None:
     """Make the working folder, or check that it was made with these settings."""
     path = working.root / "settings.json"
-    if not fresh and path.is_file():
+    if not fresh and path.is_file() and working.files.is_dir():  # without files, what it was for has been released
         former = json.loads(path.read_text(encoding="utf8"))
         changes = [
             f"{name} was {former.get(name)!r} and is {settings.get(name)!r} now"

@@ -23,6 +23,7 @@ from typing import Any
 from data_tools.catalogue import find_catalogue, load_catalogue
 from data_tools.dataset_text import DatasetText, open_text
 from data_tools.hub_files import Hub, MissingText
+from data_tools.output import sweep
 from data_tools.prepare_plan import Job, Side, Source, check_source, plan_jobs, plan_table, space_lines, write_source
 from data_tools.run_config import DataRun, load_data_run
 from data_tools.tokenize_text import EXECUTORS, TokenizeSettings, parse_slurm, tokenize
@@ -185,6 +186,7 @@ class Preparation:
                 print(f"{job.name}: with Slurm; give the same command again when its jobs are done")
                 return
         for side, folder in job.targets.items():
+            sweep(folder)
             self._verify(job.name, folder, full=side in todo or self.options.full_check)
         if self.options.delete_text and job.listing is not None:
             shutil.rmtree(job.text)

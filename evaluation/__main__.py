@@ -1,7 +1,8 @@
 """Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
-    run        a folder through a suite of tasks; show: the prompts of one; properties: whether tasks are fit to decide by
+    run        a folder through a suite of tasks; show: the prompts of one
+    compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
 
@@ -17,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import properties_report, scaling_report
+from evaluation import compare, properties_report, scaling_report
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
-from smol_console import add_command, whole_number
+from smol_console import add_command, exit_code, whole_number
 from smol_data.config import DataConfig
 
 WINDOWS = 256
@@ -150,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)
     scaling_report.add_parser(commands)
@@ -163,11 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: int(options.run(options)))
 
 
 if __name__ == "__main__":

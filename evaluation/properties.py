@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.results import interval, read_samples
 from smol_config import UserError
 
 MONOTONE, GAIN, CHANCE, RANKING = 0.5, 3.0, 3.0, 0.7
@@ -160,29 +159,3 @@ def _kendall(a: Sequence[float], b: Sequence[float]) -> float:
     """Tau-a."""
     pairs = list(itertools.combinations(range(len(a)), 2))
     return _mean([float(np.sign(a[i] - a[j]) * np.sign(b[i] - b[j])) for i, j in pairs])
-
-
-# --- apart beyond noise ----------------------------------------------------------------------------------------------------
-
-
-def paired_difference(name: str, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[float, float] | None:
-    """95 % interval of later minus earlier over the same questions; None without samples of the same prompts on both sides.
-
-    Ratios (bits per byte) have the same bytes on both sides, so that the difference is a ratio of differences.
-    """
-    _, task, *mode, metric = name.split("/")
-    label = "_".join([task, *mode])
-    sides = []
-    for record in (earlier, later):
-        path = Path(record["folder"]) / "samples" / f"{label}.jsonl"
-        if not path.is_file():
-            return None
-        sides.append({line["question"]: (line["prompt_sha256"], line["scores"].get(metric)) for line in read_samples(path)})
-    before, after = sides
-    if before.keys() != after.keys() or any(before[at][0] != after[at][0] or before[at][1] is None for at in before):
-        return None
-    differences: list[Any] = []
-    for at, (_, value) in before.items():
-        other = after[at][1]
-        differences.append((other[0] - value[0], value[1]) if isinstance(value, list) else other - value)
-    return interval(differences, seed=0)

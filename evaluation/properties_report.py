@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.properties import PROPERTIES, Runs, Verdict, curve_of, judge, paired_difference, read_runs
+from evaluation.pairs import difference
+from evaluation.properties import PROPERTIES, Runs, Verdict, curve_of, judge, read_runs
 from smol_config import UserError
 from smol_console import add_command, table
 
@@ -64,17 +65,11 @@ def _apart_table(names: Sequence[str], records: Mapping[int, dict[str, Any]]) ->
         higher = records[steps[0]]["higher_is_better"].get(name, True)
         row = [name]
         for earlier, later in pairs:
-            apart = paired_difference(name, records[earlier], records[later])
-            row.append(f"{apart[0]:+.4f} .. {apart[1]:+.4f} {_said(apart, higher):>6}" if apart else "-")
+            apart = difference(name, [Path(records[earlier]["folder"])], [Path(records[later]["folder"])], higher)
+            low, high = apart.interval if apart else (0.0, 0.0)
+            row.append(f"{low:+.4f} .. {high:+.4f} {apart.said(higher):>6}" if apart else "-")
         rows.append(row)
     return table(["later less earlier, 95 %", *(f"{earlier} to {later}" for earlier, later in pairs)], rows)
-
-
-def _said(apart: tuple[float, float], higher_is_better: bool) -> str:
-    low, high = apart
-    if low <= 0 <= high:
-        return "same"
-    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def draw(runs: Runs, verdicts: Mapping[str, Verdict], path: Path) -> None:

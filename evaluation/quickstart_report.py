@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smol_config import UserError, load_mapping
+from smol_console import exit_code
 
 PROMPT = "class Parser:\n    def __init__(self"
 LAST_STEPS = 20
@@ -81,11 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="the run's configuration")
     parser.add_argument("--hf", type=Path, required=True, help="the exported Hugging Face folder")
     options = parser.parse_args(arguments)
-    try:
-        return 0 if report(options.config, options.hf) else 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: 0 if report(options.config, options.hf) else 1)
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def write_samples(path: Path, samples: Samples, metrics: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf8") as file:
         for sample in samples:
-            line = {"question": sample["doc_id"], "filter": sample["filter"], "prompt_sha256": sample["prompt_hash"]}
-            line |= {"target": sample["target"], "responses": sample["resps"], "scored": sample["filtered_resps"]}
+            line = {"question": sample["doc_id"], "question_sha256": sample["doc_hash"], "filter": sample["filter"]}
+            line |= {"prompt_sha256": sample["prompt_hash"], "target": sample["target"]}
+            line |= {"responses": sample["resps"], "scored": sample["filtered_resps"]}
             line |= {"scores": {metric: sample[metric] for metric in metrics if metric in sample}}
             line |= {key: sample["doc"][key] for key in ("length", "depth", "turns") if key in sample["doc"]}
             file.write(json.dumps(line, default=str) + "\n")

@@ -40,6 +40,8 @@ class Training(NamedTuple):
 
     step: int | None
     tokens: int | None
+    learning_rate_share: float | None = None
+    """Of the highest that the run had up to there: 1 in a stable phase, less once it decays."""
 
 
 def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> None:
@@ -138,9 +140,19 @@ def training_of(hf_dir: Path) -> Training:
     with contextlib.suppress(OSError, ValueError, KeyError):
         checkpoint = Path(json.loads((hf_dir / "parity.json").read_text(encoding="utf8"))["checkpoint"])
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf8"))
-        return Training(state["step"], state["tokens"])
+        return Training(state["step"], state["tokens"], _learning_rate_share(checkpoint.parent, state["step"]))
     named = re.search(r"(?:step|checkpoint|iter)[_-]0*(\d+)$", hf_dir.name)
     return Training(int(named[1]) if named else None, None)
+
+
+def _learning_rate_share(run: Path, step: int) -> float | None:
+    """From the run's metrics.jsonl; None where it has no line of the step."""
+    rates = {}
+    with contextlib.suppress(OSError, ValueError), (run / "metrics.jsonl").open(encoding="utf8") as file:
+        for line in map(json.loads, file):
+            if line["step"] <= step and "train/learning_rate" in line:
+                rates[line["step"]] = line["train/learning_rate"]
+    return rates[step] / max(rates.values()) if step in rates and any(rates.values()) else None
 
 
 def _check_template(hf_dir: Path, loaded: Sequence[Loaded]) -> None:

@@ -5,7 +5,6 @@ import, they import when they run: --help answers at once.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 
 from post_training import preview
 from post_training.recipes import run as recipes
-from smol_config import UserError
-from smol_console import add_command
+from smol_console import BAD_INPUT, add_command, exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,11 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
-        return int(getattr(options, "refused", 2))
+        return exit_code(lambda: options.run(options), refused=getattr(options, "refused", BAD_INPUT))
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

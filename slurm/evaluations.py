@@ -16,21 +16,20 @@ queue before.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from conversion import ConversionError, background
 from conversion.export_records import UNKNOWN, Records, export_name, step_of_export
-from conversion.service import Later, Stop, say, stop_signals
-from conversion.watching import read_lines, rounds, sole_worker, wait_for
+from conversion.service import Later, Stop, say
+from conversion.watching import read_lines, rounds
 from evaluation import scalars
 from slurm.evaluation_jobs import Evaluation, EvaluationJobs
-from smol_config import UserError, load
+from slurm.service import parser_for, service_exit_code, work_beside
+from smol_config import load
 from smol_train.checkpoint_folder import read_note, step_of, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import REFUSED
 
 RESULTS_NAME = "evaluations.jsonl"
 NO_NUMBERS = 'no numbers; the command of SMOL_EVALUATE must write {"results": {NAME: NUMBER}}'
@@ -140,30 +139,22 @@ def read_result(path: Path) -> dict[str, float]:
 def _run(options: argparse.Namespace) -> None:
     config = load(RunConfig, options.config, options.overrides)
     run = Path(config.train.output_dir).absolute()
-    with stop_signals() as stop:
-        if run.exists() or (options.watch and wait_for(run, options.every, stop)):
-            with sole_worker(run / "slurm" / "evaluations.lock", "somebody who evaluates"):
-                evaluations = Evaluations(run, config.checkpoint.upload is not None, options.every, stop)
-                if options.retry_failed:
-                    evaluations.jobs.forget_failures()
-                evaluations.work(once=not options.watch)
+
+    def work(stop: Stop) -> None:
+        evaluations = Evaluations(run, config.checkpoint.upload is not None, options.every, stop)
+        if options.retry_failed:
+            evaluations.jobs.forget_failures()
+        evaluations.work(once=not options.watch)
+
+    work_beside(run, options, "slurm/evaluations.lock", "somebody who evaluates", work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.evaluations", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--watch", action="store_true", help="go on until the run is done; without it: what is due now")
-    parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between two looks (default 60)")
+    parser = parser_for("evaluations", __doc__)
     parser.add_argument("--retry-failed", action="store_true", help="submit again what failed, once")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED if "SLURM_JOB_ID" in os.environ else 2
-    return 0
+    return service_exit_code(lambda: _run(options))
 
 
 if __name__ == "__main__":

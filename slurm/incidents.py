@@ -24,7 +24,7 @@ from pathlib import Path
 
 from slurm.history import Attempt, Event, History, Step, read_history
 from smol_config import UserError
-from smol_console import percent, table
+from smol_console import exit_code, percent, table
 
 
 @dataclass(frozen=True)
@@ -264,27 +264,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="everything, in seconds")
     parser.add_argument("--markdown", action="store_true", help="tables for a document")
     options = parser.parse_args(arguments)
-    try:
-        history = read_history(options.run)
-        if not history.training:
-            raise UserError(f"{options.run} has no starts in slurm/starts.jsonl; give the folder of a run that was submitted")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    history = read_history(options.run)
+    if not history.training:
+        raise UserError(f"{options.run} has no starts in slurm/starts.jsonl; give the folder of a run that was submitted")
     now = time.time()
     found, whole, hours = incidents(history), wall_time(history, now), gpu_hours(history)
     if options.json:
         told = [{**asdict(one), "recover_seconds": one.recover_seconds} for one in found]
         went = {**asdict(whole), "goodput": whole.goodput}
         print(json.dumps({"incidents": told, "time": went, "gpu_hours": hours}, indent=2))
-        return 0
+        return
     draw = markdown if options.markdown else table
     since = datetime.fromtimestamp(history.training[0].began, UTC)
     print(f"begun {since:%F %R} UTC, {duration(whole.total)} so far; interruptions: {len(found)}\n")
     print(draw(HEADER, rows(found)), end="\n\n")
     print(draw(("wall time", "", "share"), _summary(whole, hours)))
     print(f"\ngoodput {percent(whole.goodput or 0.0)}")
-    return 0
 
 
 if __name__ == "__main__":

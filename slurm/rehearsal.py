@@ -11,7 +11,6 @@ afterwards verdict.json and the metrics; checkpoints and the export go when all 
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -22,12 +21,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from smol_config import UserError, load, to_yaml
-from smol_console import table
+from smol_config import load
+from smol_console import exit_code, table
 from smol_train.callbacks.alerts import Alerts
 from smol_train.checkpoint_folder import step_of, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import DONE, REFUSED, REQUEUE, refuse
+from smol_train.data_places import for_each_rank
+from smol_train.exit_codes import DONE, REFUSED, REQUEUE
 from smol_train.short_run import shortened
 
 STEPS, SAVE_EVERY = 20, 5
@@ -66,10 +66,7 @@ class Rehearsal:
         short, checkpoint = shortened(self.config, STEPS, self.run), self.config.checkpoint
         upload = f"{checkpoint.upload.rstrip('/')}/rehearsal" if checkpoint.upload else None
         saves = checkpoint.model_copy(update={"every_steps": SAVE_EVERY, "keep_last": STEPS, "upload": upload})
-        text = to_yaml(short.model_copy(update={"checkpoint": saves}))
-        if root := os.environ.get("DATA_ROOT"):
-            text = text.replace(f"{root}/", "${DATA_ROOT}/")  # each rank has its own (docs/staging.md)
-        self.short.write_text(text, encoding="utf8")
+        self.short.write_text(for_each_rank(short.model_copy(update={"checkpoint": saves})), encoding="utf8")
 
     # --- the ranks --------------------------------------------------------------------------------------------------------
 
@@ -230,10 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("launcher", nargs="+", metavar="LAUNCHER")
     options = parser.parse_args(arguments)
-    try:
-        rehearsal = Rehearsal(load(RunConfig, options.config), options.launcher)
-    except UserError as error:
-        return refuse(error)
+    return exit_code(lambda: _run(options), REFUSED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    rehearsal = Rehearsal(load(RunConfig, options.config), options.launcher)
     rehearsal.prepare()
     parts = rehearse(rehearsal)
     well = not any(part.verdict == "FAILED" for part in parts)

@@ -17,6 +17,7 @@ from pathlib import Path
 from post_training.recipes.config import RECIPES
 from post_training.recipes.ranks import accumulation
 from smol_config import UserError, differences, load, mapping_to_yaml, merge_files, nearest
+from smol_console import exit_code
 from smol_train.config import RunConfig
 from smol_train.plan import plan
 
@@ -48,17 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the configuration there, in one file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        output_dir = _checked(options)
-        if options.write:
-            options.write.write_text(mapping_to_yaml(merge_files(options.config, options.overrides)), encoding="utf8")
-            differs = "".join(f"{one}\n" for one in differences(options.config, options.overrides))
-            options.write.with_name("differs").write_text(differs, encoding="utf8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    output_dir = _checked(options)
+    if options.write:
+        options.write.write_text(mapping_to_yaml(merge_files(options.config, options.overrides)), encoding="utf8")
+        differs = "".join(f"{one}\n" for one in differences(options.config, options.overrides))
+        options.write.with_name("differs").write_text(differs, encoding="utf8")
     print(Path(output_dir).absolute())
-    return 0
 
 
 if __name__ == "__main__":

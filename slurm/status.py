@@ -20,7 +20,7 @@ from slurm.incidents import duration, gpu_hours, wall_time
 from slurm.scheduler import Job, Slurm, Submission, submissions, training
 from slurm.watch_checks import seconds_left
 from smol_config import ConfigError, UserError, load
-from smol_console import percent, short, table
+from smol_console import exit_code, percent, short, table
 from smol_train.config import RunConfig
 
 DEPTH = 3
@@ -143,15 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slurm.status", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("root", type=Path, metavar="RUN_ROOT", help="a folder of runs, or one run")
     root = parser.parse_args(arguments).root
-    try:
-        if not (runs := list(find_runs(root))):
-            raise UserError(f"there are no runs in {root}; give the folder under which runs have their train.output_dir")
-        jobs = Slurm().jobs()
-        print(page([status(run, root, jobs, time.time()) for run in runs]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(root))
+
+
+def _run(root: Path) -> None:
+    if not (runs := list(find_runs(root))):
+        raise UserError(f"there are no runs in {root}; give the folder under which runs have their train.output_dir")
+    jobs = Slurm().jobs()
+    print(page([status(run, root, jobs, time.time()) for run in runs]))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ from pathlib import Path
 from humanize import naturalsize
 
 from conversion import ConversionError, Unreachable, background
-from conversion.service import Later, Stop, say, stop_signals
+from conversion.service import Later, Stop, say
 from conversion.upload.download import download_folder, whole_folders
 from conversion.upload.flow import upload
 from conversion.upload.local_files import LocalFile, hash_all, local_files
 from conversion.upload.objects import open_objects, open_store
-from conversion.watching import rounds, sole_worker, wait_for
+from conversion.watching import rounds, sole_worker
+from slurm.service import parser_for, service_exit_code, work_beside
 from smol_config import UserError, load
 from smol_train.checkpoint_folder import (
     PIN,
@@ -49,7 +50,6 @@ from smol_train.checkpoint_folder import (
     whole_checkpoints,
 )
 from smol_train.config import RunConfig
-from smol_train.exit_codes import REFUSED
 
 THREADS = 2
 """For hashing, beside s5cmd's own."""
@@ -213,27 +213,19 @@ def _run(options: argparse.Namespace) -> None:
             raise ConversionError(f"--restore {options.restore} is no checkpoint; give newest, or a step")
         restore(run, target, None if options.restore == "newest" else int(options.restore))
         return
-    with stop_signals() as stop:
-        if run.exists() or (options.watch and wait_for(run, options.every, stop)):
-            with sole_worker(run / "uploads" / "lock", "an uploader"):
-                Uploader(run, target, options.every, stop).work(once=not options.watch)
+
+    def work(stop: Stop) -> None:
+        Uploader(run, target, options.every, stop).work(once=not options.watch)
+
+    work_beside(run, options, "uploads/lock", "an uploader", work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m slurm.upload", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("config", metavar="CONFIG")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--watch", action="store_true", help="go on until the run is done; without it: what is there now")
-    parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between two looks (default 60)")
+    parser = parser_for("upload", __doc__)
     parser.add_argument("--restore", metavar="newest|STEP", help="bring that checkpoint back into the run's folder")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED if "SLURM_JOB_ID" in os.environ else 2
-    return 0
+    return service_exit_code(lambda: _run(options))
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from conversion.service import pause, say, stop_signals
 from conversion.watching import is_over, sole_worker
 from slurm.history import lines, read_alerts, read_attempts, seconds, tail
 from slurm.scheduler import Job, Slurm, Submission, submissions, training
+from slurm.service import service_exit_code
 from slurm.watch_checks import CHECKS, Condition, Facts, Room
 from smol_config import UserError, load
 from smol_console import whole_number
 from smol_train.callbacks.alerts import ALERTS_NAME, Alerts
 from smol_train.checkpoint_folder import bytes_on_disk, free_bytes, note_of, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import REFUSED
 
 logger = logging.getLogger(__name__)
 
@@ -265,12 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=whole_number(1), default=60, metavar="SECONDS", help="between two looks (default 60)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    try:
-        watch(options.run, options.every)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED if "SLURM_JOB_ID" in os.environ else 2
-    return 0
+    return service_exit_code(lambda: watch(options.run, options.every))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ distributed have the second alone, and it costs them no gathering: their states 
 
 import importlib.metadata
 import io
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.metadata import Metadata
 
-from smol_config import to_yaml
 from smol_model.config import ModelConfig
 from smol_model.spec import SmolGPT, resolve_backend
 from smol_train.checkpoint_folder import (
@@ -60,6 +58,7 @@ from smol_train.checkpoint_folder import (
 )
 from smol_train.checkpoint_writer import Read, Save, SharePlan, make_partial
 from smol_train.config import RunConfig
+from smol_train.data_places import for_all_nodes
 from smol_train.model import gathered_parameters, unwrap
 from smol_train.optim import METADATA
 
@@ -84,7 +83,7 @@ def save(
     with gathered_parameters(chunks):
         weights = _sharded_weights(chunks, metadata)
         tensors = {"model": weights, "optimizer": optimizer.sharded_state_dict(weights, metadata=metadata)}
-        return _begin(run / folder_name(state.step), tensors, state, recorded(config), form)
+        return _begin(run / folder_name(state.step), tensors, state, for_all_nodes(config), form)
 
 
 def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dict[str, Any], read: Read | None = None) -> Path:
@@ -94,13 +93,6 @@ def write_weights_only(folder: Path, weights: ShardedStateDict, run_mapping: dic
     """
     state = TrainState(reason="converted weights", versions=_versions())
     return _begin(folder, {"model": weights}, state, yaml.safe_dump(run_mapping, sort_keys=False), None, read).finish().folder
-
-
-def recorded(config: RunConfig) -> str:
-    """The resolved configuration. Where ranks read copies of the data on their nodes' own disks (slurm/rank.sh sets both
-    names), it names the place that all nodes see."""
-    own, shared = os.environ.get("DATA_ROOT"), os.environ.get("SMOL_SHARED_DATA")
-    return to_yaml(config).replace(f"{own}/", f"{shared}/") if own and shared else to_yaml(config)
 
 
 def _begin(

@@ -11,7 +11,6 @@ travel through a manager process: a SIGTERM to the whole job ends it, and then o
 Here a writer's end closes its pipe, however it came about.
 """
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
+from smol_process import end_with
 from smol_train.checkpoint_folder import (
     MARKER,
     STATE,
@@ -261,7 +261,7 @@ def _write(sender: Any, transforms: Any, bucket: Bucket, parent: int) -> None:
     """In the forked process: write, hash, tell."""
     gc.disable()  # freeing the parent's tensors would touch its GPU
     torch.set_num_threads(1)  # the parent's threads are not here; waiting for them would be for ever
-    _die_with(parent)
+    end_with(parent)  # an orphan would hold the run's lock while it writes for nobody
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # they stop the run, which waits for this file
         signal.signal(number, signal.SIG_IGN)
     started = time.monotonic()
@@ -286,13 +286,6 @@ def _root(error: BaseException) -> BaseException:
     while at is not None and not isinstance(at, OSError):
         at = at.__cause__ or at.__context__
     return at or error
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends: an orphan would hold the run's lock while it writes for nobody."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _joined(written: list[_Written]) -> _Written:

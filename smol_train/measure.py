@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from smol_config import ConfigError, Section, UserError, load, to_yaml
+from smol_config import ConfigError, Section, load, to_yaml
+from smol_console import exit_code
 from smol_train.config import RunConfig
 from smol_train.gpus import GPUS_PER_NODE
 from smol_train.search import Layout, Search, apply, best_micro_batches
@@ -90,17 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m smol_train.measure", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path, help="the short run that --measure wrote")
     path = parser.parse_args(arguments).config
+    return exit_code(lambda: _run(path))
+
+
+def _run(path: Path) -> int:
     from smol_train.callbacks.metrics import MetricsWriter
     from smol_train.parallel import process_groups
     from smol_train.trainer import Trainer
 
-    try:
-        config = load(RunConfig, path)
-        with process_groups(config.parallel, config.train.seed) as ranks:
-            return Trainer(config, ranks, [MetricsWriter()]).fit()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = load(RunConfig, path)
+    with process_groups(config.parallel, config.train.seed) as ranks:
+        return Trainer(config, ranks, [MetricsWriter()]).fit()
 
 
 if __name__ == "__main__":

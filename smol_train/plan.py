@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from smol_config import ConfigError, Section, UserError, load, to_yaml, unset_variables
+from smol_config import ConfigError, Section, load, to_yaml, unset_variables
+from smol_console import exit_code
 from smol_train import plan_steps, plan_text
 from smol_train.config import RunConfig
 from smol_train.gpus import Gpu, find_gpu
@@ -278,16 +279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.search:
-            return _search(options)
-        if options.memory is not None or options.measure:
-            raise ConfigError("--memory and --measure only mean something with --search; add it or leave them out")
-        how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
-        return _show(options.config, options.overrides, options.json, False, options.summary, **how)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.search:
+        return _search(options)
+    if options.memory is not None or options.measure:
+        raise ConfigError("--memory and --measure only mean something with --search; add it or leave them out")
+    how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
+    return _show(options.config, options.overrides, options.json, False, options.summary, **how)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smol_config import UserError
+from smol_console import exit_code
 from smol_train.callbacks.metrics import METRICS_NAME
 
 
@@ -60,14 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's folder (train.output_dir)")
     parser.add_argument("--output", type=Path, help="picture to write; RUN/loss.png by default")
     options = parser.parse_args(arguments)
-    output = options.output or options.run / "loss.png"
-    try:
-        draw(options.run, output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options.run, options.output or options.run / "loss.png"))
+
+
+def _run(run: Path, output: Path) -> None:
+    draw(run, output)
     print(f"written: {output}")
-    return 0
 
 
 if __name__ == "__main__":

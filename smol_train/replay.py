@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smol_config import UserError, load
+from smol_console import exit_code
 from smol_data.schedule import SampleRange, Segment, batch_at
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.checkpoint_folder import STATE, TrainState, read_state, state_text, whole_checkpoints
 from smol_train.config import RunConfig
-from smol_train.exit_codes import REQUEUE, refuse
+from smol_train.exit_codes import REFUSED, REQUEUE
 from smol_train.replay_plan import (
     Conclusion,
     Plan,
@@ -195,10 +196,7 @@ def _without_nan(value: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: done, whatever the conclusion; 93: bad input."""
     options = parse(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        return refuse(error)
+    return exit_code(lambda: _run(options), REFUSED)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -32,9 +32,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smol_config import ConfigError, UserError, load
+from smol_config import ConfigError, load
+from smol_console import exit_code
 from smol_train.config import RunConfig
-from smol_train.exit_codes import DONE, refuse
+from smol_train.exit_codes import DONE, REFUSED
 
 if TYPE_CHECKING:
     from smol_train.selftests.base import Setting, Verdict
@@ -50,18 +51,19 @@ FAILED = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command, on each process that was launched; returns the exit code."""
     options = parse(arguments)
-    checks = CHECKS if options.check == "all" else (options.check,)
-    try:
-        config = load(RunConfig, options.config, options.overrides)
-        folder = _output(config, options.output)
-        warnings.simplefilter("ignore")  # megatron-core and torch name their deprecations at every import
-        from smol_train.selftests.processes import processes
+    return exit_code(lambda: _command(options), REFUSED)
 
-        with processes(options.ranks) as crew:
-            _check_ready(config, crew, checks, options.steps)
-            return _run(options, checks, config, crew, folder)
-    except UserError as error:
-        return refuse(error)
+
+def _command(options: argparse.Namespace) -> int:
+    checks = CHECKS if options.check == "all" else (options.check,)
+    config = load(RunConfig, options.config, options.overrides)
+    folder = _output(config, options.output)
+    warnings.simplefilter("ignore")  # megatron-core and torch name their deprecations at every import
+    from smol_train.selftests.processes import processes
+
+    with processes(options.ranks) as crew:
+        _check_ready(config, crew, checks, options.steps)
+        return _run(options, checks, config, crew, folder)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Progress: plain lines where there is no terminal, a bar where there is one."""
+"""Progress: plain lines where there is no terminal, a bar where there is one. Ends: a code, and one sentence for the user."""
 
 import argparse
 import io
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from smol_console import Progress, byte_size
+from smol_config import UserError
+from smol_console import Progress, byte_size, exit_code
 
 
 class Terminal(io.StringIO):
@@ -55,3 +56,27 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress("reading", "files", total=4) as progress:
         progress.advance(4)
     assert "reading: 100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_a_command_ends_with_its_own_code(returned: int | None, code: int) -> None:
+    assert exit_code(lambda: returned) == code
+
+
+def _mistaken() -> None:
+    raise UserError("batch.size=0: give 1 or more")
+
+
+def test_a_users_mistake_is_one_sentence_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (exit_code(_mistaken), exit_code(_mistaken, refused=93)) == (2, 93)
+    assert capsys.readouterr().err == 2 * "error: batch.size=0: give 1 or more\n"
+    monkeypatch.setenv("RANK", "3")
+    exit_code(_mistaken)
+    assert capsys.readouterr().err == "error on rank 3: batch.size=0: give 1 or more\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)

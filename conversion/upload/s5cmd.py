@@ -3,14 +3,13 @@
 Credentials, region and endpoint are s5cmd's own: AWS_ACCESS_KEY_ID and the like, ~/.aws, S3_ENDPOINT_URL for other makes of S3.
 """
 
-import ctypes
 import functools
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from conversion import ConversionError, Unreachable
 from conversion.upload.local_files import LocalFile
+from smol_process import end_with
 
 RETRIES = 5
 """Of s5cmd, for one request; about ten seconds when nobody answers."""
@@ -28,9 +28,6 @@ PATIENCE = 600.0
 """Seconds that s5cmd may take, beside those for what it sends: an S3 that is silent would hold it for ever."""
 SLOWEST = 1_000_000
 """Bytes a second; what sends more slowly is taken as broken."""
-
-_PR_SET_PDEATHSIG = 1
-"""From Linux's prctl.h."""
 
 
 class S5cmd:
@@ -82,7 +79,7 @@ class S5cmd:
         """Run s5cmd with commands on its input; returns what it printed, nothing where `may_lack` says why it failed."""
         command = [str(self._program), "--json", "--retry-count", str(RETRIES), "--numworkers", str(WORKERS), *arguments]
         # Nothing of an upload that is killed may arrive after the next one has begun: s5cmd dies with this process.
-        die_too = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_too = functools.partial(end_with, os.getpid())
         seconds = PATIENCE if patience is None else patience
         try:
             result = subprocess.run(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.ablations import figures
-from evaluation.ablations.compare import CONFIDENCE, Comparison, compare
+from evaluation.ablations.noise import CONFIDENCE, Comparison, compare
 from evaluation.ablations.run_folder import Outcome
 from evaluation.ablations.sweep import Round, Run
 from evaluation.ablations.trainer import Plan
@@ -23,7 +23,7 @@ from smol_console import short, table
 
 RULE = (
     "The band is what seeds alone do to the difference, 19 times in 20: Student's t times the spread within arms times "
-    "sqrt(1/m + 1/k), for m seeds of the change and k of the baseline (evaluation/ablations/compare.py)."
+    "sqrt(1/m + 1/k), for m seeds of the change and k of the baseline (evaluation/ablations/noise.py)."
 )
 Outcomes = dict[str, list[tuple[Run, Outcome]]]
 """By arm."""

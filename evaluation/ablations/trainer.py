@@ -9,9 +9,9 @@ The trainer's launcher hides exit codes, so what became of a run is read from it
 """
 
 import contextlib
-import ctypes
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,11 +32,11 @@ from evaluation.ablations.sweep import Arm, Run
 from evaluation.suite import Suite
 from smol_config import UserError, load_mapping
 from smol_console import Progress
+from smol_process import end_with
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAINER = REPOSITORY / "pretrain_smol.py"
 LOOK_SECONDS = 0.5
-_PR_SET_PDEATHSIG = 1
 
 Plan = dict[str, Any]
 """Of smol_train.plan: parameters, train_steps, train_tokens, flops_per_token_6nd, config, and more."""
@@ -85,7 +85,7 @@ def _train(run: Run, steps: int, processes: int, progress: Progress, came: list[
     command = [*launcher(processes), str(TRAINER), "--config", str(run.write_config())]
     # Were this process killed, the ranks would go on unseen and hold the run's folder. In a session of their own they do not
     # hear a terminal's Ctrl-C twice, which would end them before they have saved.
-    stop_too = functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGTERM)
+    stop_too = functools.partial(end_with, os.getpid(), signal.SIGTERM)
     trained = tokens_trained(run.folder)
     while outcome(run.folder, steps).state in ("waiting", "failed"):
         before = newest_checkpoint(run.folder)

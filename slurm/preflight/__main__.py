@@ -18,7 +18,8 @@ from slurm.preflight.findings import Node
 from slurm.preflight.limits import Limits
 from slurm.preflight.report import render
 from slurm.preflight.verdict import decide, read_network_step, read_node_step
-from smol_config import UserError, load
+from smol_config import load
+from smol_console import exit_code
 from smol_train.config import RunConfig
 from smol_train.launch import host_name
 
@@ -86,12 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        {"node": _node, "network": _network, "verdict": _verdict}[options.command](options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    command = {"node": _node, "network": _network, "verdict": _verdict}[options.command]
+    return exit_code(lambda: command(options))
 
 
 if __name__ == "__main__":

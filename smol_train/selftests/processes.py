@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import socket
-import threading
 import time
 import traceback
 import warnings
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from smol_config import ConfigError
+from smol_process import when_parent_ends
 from smol_train.launch import launched_as
 from smol_train.selftests.base import JobError
 
@@ -183,7 +183,7 @@ def _free_port() -> int:
 def _serve(pipe: Connection, work: bytes, environment: dict[str, str]) -> None:
     """The child's main function. `work` is pickled, so that the job's imports find the child set up."""
     os.setpgrp()  # a group of its own: one signal reaches it and the processes that it starts
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    when_parent_ends(lambda: os.killpg(0, signal.SIGKILL))
     for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
         del os.environ[name]  # else ranks would look for torchrun's store, not for their own
     os.environ.update(environment)
@@ -196,11 +196,3 @@ def _serve(pipe: Connection, work: bytes, environment: dict[str, str]) -> None:
         outcome = False, f"{type(error).__name__}: {error}"
     pipe.send(outcome)
     pipe.close()
-
-
-def _follow_parent() -> None:
-    """End with the parent, however it ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.killpg(0, signal.SIGKILL)

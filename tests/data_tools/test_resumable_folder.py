@@ -1,5 +1,6 @@
 """Results made in parts: what is kept between attempts, what is refused, and work that is handed over to jobs elsewhere."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from document_files import Tool, contents, write_documents
 from tokenized import TEXTS
 
 from data_tools.executors import _SlurmExecutor
-from data_tools.output import Part, Working, resumable_folder
+from data_tools.output import Part, Working, check_new_folder, resumable_folder
 from smol_config import UserError
 from smol_data.manifest import FileEntry, sha256_of_file
 
@@ -51,6 +52,35 @@ def test_finished_parts_are_kept_and_half_ones_are_not(tmp_path: Path, capsys: p
         assert len(working.all_parts(["a", "b"])) == 2
         working.release()
     assert contents(tmp_path) == {"out/a.txt": b"text", "out/b.txt": b"text"}
+
+
+def test_what_a_command_left_that_was_killed_after_its_last_step_is_swept(tmp_path: Path) -> None:
+    with resumable_folder(tmp_path / "out", SETTINGS) as working:
+        make(working, "a")
+        working.release()
+        with pytest.raises(UserError, match="out is not empty"):
+            check_new_folder(tmp_path / "out")
+        assert working.root.exists(), "it is at work"
+    (working.root / "parts").mkdir(parents=True)
+    (working.root / "parts" / "a.json").write_text("{}")
+    working.files.mkdir()
+    for there in (True, False):
+        with pytest.raises(UserError, match="out is not empty"):
+            check_new_folder(tmp_path / "out")
+        assert working.root.exists() == there, "finished parts are not lost"
+        shutil.rmtree(working.files, ignore_errors=True)
+    assert contents(tmp_path) == {"out/a.txt": b"text"}
+
+
+def test_a_result_that_was_removed_is_made_anew_from_what_a_killed_command_left(tmp_path: Path) -> None:
+    for _ in range(2):
+        with resumable_folder(tmp_path / "out", SETTINGS) as working:
+            assert working.finished() == []
+            make(working, "a")
+            working.release()
+            shutil.copytree(working.root, tmp_path / "left")
+        (tmp_path / "left").rename(working.root)  # as if it had been killed here
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_part_that_is_missing_is_named_with_its_fault(tmp_path: Path) -> None:

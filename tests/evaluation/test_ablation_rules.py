@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.ablations.compare import compare, spread
+from evaluation.ablations.noise import compare, spread
 from evaluation.ablations.promote import difference
 from evaluation.ablations.run_folder import outcome, tokens_trained
 from smol_config import mapping_to_yaml, merge_files

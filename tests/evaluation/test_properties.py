@@ -2,34 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from evaluation_parts import NAME, result
 
 from evaluation.__main__ import main
-from evaluation.properties import judge, paired_difference, rank_correlation, read_runs
-
-NAME = "eval/task/acc"
-
-
-def result(folder: Path, step: int | None, values: dict[str, float], right: list[float] | None = None) -> Path:
-    """A folder of `run`; `right` is what each question scored."""
-    record: dict[str, Any] = {
-        "step": step,
-        "results": values,
-        "intervals": {name: [value - 0.02, value + 0.02] for name, value in values.items()},
-        "chance": {NAME: 0.25},
-        "higher_is_better": {NAME: True, "eval/task/bits": False},
-    }
-    path = folder / f"step_{step}"
-    path.mkdir(parents=True)
-    (path / "results.json").write_text(json.dumps(record))
-    if right is not None:
-        rows = [{"question": n, "prompt_sha256": f"p{n}", "scores": {"acc": value}} for n, value in enumerate(right)]
-        (path / "samples").mkdir()
-        (path / "samples" / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from evaluation.properties import judge, rank_correlation, read_runs
 
 
 def curve(folder: Path, values: list[float], name: str = NAME) -> str:
@@ -78,36 +57,6 @@ def test_rank_correlation_is_spearmans_with_ties() -> None:
     assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
     assert rank_correlation([1, 2, 3, 4], [1, 2, 2, 3]) == pytest.approx(0.948683298)  # of scipy.stats.spearmanr
     assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
-
-
-def test_a_difference_is_paired_by_question(tmp_path: Path) -> None:
-    """Two checkpoints whose own intervals overlap widely differ beyond doubt when the same questions gained."""
-    draw = np.random.default_rng(0)
-    before = (draw.random(400) < 0.5).astype(float)
-    after = before.copy()
-    after[np.flatnonzero(before == 0)[:16]] = 1
-    folders = [result(tmp_path, step, {NAME: side.mean()}, list(side)) for step, side in ((1, before), (2, after))]
-    records = [{"folder": str(folder)} for folder in folders]
-    low, high = paired_difference(NAME, *records) or (0, 0)
-    assert 0 < low < 0.04 < high < 0.07
-    assert paired_difference(NAME, records[0], records[0]) == (0, 0)
-    lines = (folders[1] / "samples" / "task.jsonl").read_text().replace('"p7"', '"another"')
-    (folders[1] / "samples" / "task.jsonl").write_text(lines)
-    assert paired_difference(NAME, *records) is None, "another prompt is another question"
-    assert paired_difference("eval/other/acc", *records) is None
-
-
-def test_the_difference_of_bits_per_byte_is_of_all_bytes(tmp_path: Path) -> None:
-    records = []
-    for step, gain in ((1, 0.0), (2, 10.0)):
-        folder = tmp_path / str(step)
-        (folder / "samples").mkdir(parents=True)
-        rows = [{"question": n, "prompt_sha256": "p", "scores": {"bits": [-100.0 * n + gain, 100 * n]}} for n in range(1, 30)]
-        (folder / "samples" / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        records.append({"folder": str(folder)})
-    low, high = paired_difference("eval/task/bits", *records) or (0, 0)
-    total = -10 * 29 / sum(100 * n for n in range(1, 30)) / np.log(2)
-    assert low < total < high < 0 and high - low < 0.6 * -total
 
 
 def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

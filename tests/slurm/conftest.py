@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from preflight_parts import Bench
+from preflight_parts import CheckedNode
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
 from tiny_runs import tiny_overrides
 
@@ -51,8 +51,8 @@ def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, corpus, monkeypatch)
+def checked(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> CheckedNode:
+    return CheckedNode(tmp_path, corpus, monkeypatch)
 
 
 LIMITS = """# Of a test.

@@ -14,7 +14,7 @@ from smol_config import load, parse
 from smol_train.config import RunConfig
 
 
-class Bench:
+class CheckedNode:
     """One node n1; its PATH holds nothing but what the test puts there."""
 
     def __init__(self, folder: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in (*FILES, MANIFEST_NAME)}
 
 
-class Bench:
+class StagingSite:
     """One node n1 with a disk of its own, a shared folder, and a run that has not begun."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, names: Sequence[str] = NAMES) -> None:

@@ -10,7 +10,7 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from preflight_parts import Bench
+from preflight_parts import CheckedNode
 from s3_double import S3Double, s3_double
 from tiny_runs import REPOSITORY
 
@@ -20,76 +20,76 @@ from slurm.preflight.findings import read_report
 from slurm.preflight.node import look_at
 
 
-def test_the_layout_must_fit_the_ranks(bench: Bench) -> None:
-    assert bench.verdict("layout") == "ok"
-    bench.change(ranks=3)
-    assert bench.verdict("layout") == "stop" and "gpus=3 make 3 copies" in bench.check("layout").sentence
+def test_the_layout_must_fit_the_ranks(checked: CheckedNode) -> None:
+    assert checked.verdict("layout") == "ok"
+    checked.change(ranks=3)
+    assert checked.verdict("layout") == "stop" and "gpus=3 make 3 copies" in checked.check("layout").sentence
 
 
-def test_of_a_job_that_is_none_of_pre_training_the_machine_alone_is_checked(bench: Bench) -> None:
-    bench.change(training=None)
+def test_of_a_job_that_is_none_of_pre_training_the_machine_alone_is_checked(checked: CheckedNode) -> None:
+    checked.change(training=None)
     for name in ("layout", "data", "space", "inodes", "s3", "hub"):
-        assert bench.verdict(name) == "skipped" and bench.check(name).sentence == "the job is none of pre-training"
-    assert bench.verdict("scratch") == bench.verdict("shared") == "ok"
+        assert checked.verdict(name) == "skipped" and checked.check(name).sentence == "the job is none of pre-training"
+    assert checked.verdict("scratch") == checked.verdict("shared") == "ok"
 
 
-def test_data_must_be_what_the_manifests_say(bench: Bench, corpus: Path) -> None:
-    assert bench.check("data").value.startswith("4 datasets, ")
-    bench.change(training=bench.config("model.vocab_size=512"))
-    assert bench.verdict("data") == "stop" and "model.vocab_size=512" in bench.check("data").sentence
-    bench.change(training=bench.config("data.tokenizer=another/tokenizer"))
-    assert bench.verdict("data") == "stop" and "another/tokenizer" in bench.check("data").sentence
-    cut = bench.folder / "cut"
+def test_data_must_be_what_the_manifests_say(checked: CheckedNode, corpus: Path) -> None:
+    assert checked.check("data").value.startswith("4 datasets, ")
+    checked.change(training=checked.config("model.vocab_size=512"))
+    assert checked.verdict("data") == "stop" and "model.vocab_size=512" in checked.check("data").sentence
+    checked.change(training=checked.config("data.tokenizer=another/tokenizer"))
+    assert checked.verdict("data") == "stop" and "another/tokenizer" in checked.check("data").sentence
+    cut = checked.folder / "cut"
     cut.mkdir()
     for file in (corpus / "tokens" / "code").iterdir():
         (cut / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".ds" else None])
-    bench.change(training=bench.config(f"data.datasets.code={cut}"))
-    assert bench.verdict("data") == "stop" and str(cut) in bench.check("data").sentence
+    checked.change(training=checked.config(f"data.datasets.code={cut}"))
+    assert checked.verdict("data") == "stop" and str(cut) in checked.check("data").sentence
 
 
-def test_data_that_are_missing_stop_unless_staging_brings_them(bench: Bench) -> None:
-    bench.change(training=bench.config("data.datasets.code=/no/such/folder"))
-    assert bench.verdict("data") == "stop" and "/no/such/folder/manifest.json cannot be read" in bench.check("data").sentence
-    bench.change(source="s3://bucket/data")
-    assert bench.check("data").sentence.startswith("dataset code comes from s3://bucket/data; staging")
+def test_data_that_are_missing_stop_unless_staging_brings_them(checked: CheckedNode) -> None:
+    checked.change(training=checked.config("data.datasets.code=/no/such/folder"))
+    found = checked.check("data")
+    assert found.verdict == "stop" and "/no/such/folder/manifest.json cannot be read" in found.sentence
+    checked.change(source="s3://bucket/data")
+    assert checked.check("data").sentence.startswith("dataset code comes from s3://bucket/data; staging")
 
 
-def test_data_of_finished_stages_may_be_gone(bench: Bench) -> None:
-    bench.change(training=bench.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
-    assert bench.verdict("data") == "stop"
-    saved(bench, 6)
-    assert bench.verdict("data") == "ok"
+def test_data_of_finished_stages_may_be_gone(checked: CheckedNode) -> None:
+    checked.change(training=checked.config("data.stages.1.weights={docs: 1}", "data.datasets.code=/gone"))
+    assert checked.verdict("data") == "stop"
+    saved(checked, 6)
+    assert checked.verdict("data") == "ok"
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------------
 
 
-def saved(bench: Bench, *steps: int) -> None:
+def saved(checked: CheckedNode, *steps: int) -> None:
     for step in steps:
-        (bench.node.run / f"iter_{step:07d}").mkdir(parents=True)
-        (bench.node.run / f"iter_{step:07d}" / "COMPLETE").touch()
+        (checked.node.run / f"iter_{step:07d}").mkdir(parents=True)
+        (checked.node.run / f"iter_{step:07d}" / "COMPLETE").touch()
 
 
-def test_disks_are_measured_and_judged(bench: Bench, tmp_path: Path) -> None:
+def test_disks_are_measured_and_judged(checked: CheckedNode, tmp_path: Path) -> None:
     small = {"megabytes": 16, "streams": 2}
-    bench.limits(storage=small)
+    checked.limits(storage=small)
     for check in ("scratch", "shared"):
-        found = bench.check(check)
+        found = checked.check(check)
         assert (found.verdict, found.want) == ("ok", "") and found.value.startswith("write "), found
-    bench.limits(storage={**small, "scratch_write": 1e6, "shared_read": 1e6})
-    assert bench.verdict("scratch") == bench.verdict("shared") == "bad"
-    assert f"{tmp_path / 'disk'} is slow (write " in bench.check("scratch").sentence
+    checked.limits(storage={**small, "scratch_write": 1e6, "shared_read": 1e6})
+    assert checked.verdict("scratch") == checked.verdict("shared") == "bad"
+    assert f"{tmp_path / 'disk'} is slow (write " in checked.check("scratch").sentence
     assert not list(tmp_path.rglob(".speed*"))
-    bench.change(scratch=None)
-    assert bench.verdict("scratch") == "skipped"
+    checked.change(scratch=None)
+    assert checked.verdict("scratch") == "skipped"
 
 
-def test_a_folder_that_cannot_be_written_is_bad(bench: Bench, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_bad(checked: CheckedNode, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    bench.change(scratch=tmp_path / "file" / "disk")
-    assert (
-        bench.verdict("scratch") == "bad" and "cannot be written and read (Not a directory)" in bench.check("scratch").sentence
-    )
+    checked.change(scratch=tmp_path / "file" / "disk")
+    found = checked.check("scratch")
+    assert found.verdict == "bad" and "cannot be written and read (Not a directory)" in found.sentence
 
 
 def test_speed_is_measured_where_the_cache_cannot_be_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,31 +97,31 @@ def test_speed_is_measured_where_the_cache_cannot_be_passed_by(tmp_path: Path, m
     assert min(storage.measure(tmp_path, "n1", 2**24, 2)) > 0
 
 
-def test_the_checkpoints_to_come_must_have_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bench.verdict("space") == bench.verdict("inodes") == "ok"
+def test_the_checkpoints_to_come_must_have_room(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked.verdict("space") == checked.verdict("inodes") == "ok"
     monkeypatch.setattr(storage, "free_bytes", lambda run: 1000)
-    assert bench.verdict("space") == "stop" and "3 more checkpoints of" in bench.check("space").sentence
+    assert checked.verdict("space") == "stop" and "3 more checkpoints of" in checked.check("space").sentence
     status = SimpleNamespace(f_files=10, f_favail=5)
     monkeypatch.setattr(storage.os, "statvfs", lambda path: status)
-    assert bench.verdict("inodes") == "stop" and "has room for 5 more files, 9 are needed" in bench.check("inodes").sentence
+    assert checked.verdict("inodes") == "stop" and "has room for 5 more files, 9 are needed" in checked.check("inodes").sentence
     status.f_files = 0
-    assert bench.verdict("inodes") == "skipped"
+    assert checked.verdict("inodes") == "skipped"
 
 
-def test_checkpoints_that_are_there_need_no_more_room(bench: Bench) -> None:
-    config = bench.config("checkpoint.keep_last=2", "checkpoint.keep_every_steps=3")  # of ten steps
-    assert storage.checkpoints_to_come(config, bench.node.run) == 3 + 3
-    saved(bench, 3, 5)
-    assert storage.checkpoints_to_come(config, bench.node.run) == 2 + 2
-    saved(bench, 7, 8)
-    assert storage.checkpoints_to_come(config, bench.node.run) == 1 + 1, "one is always being written"
+def test_checkpoints_that_are_there_need_no_more_room(checked: CheckedNode) -> None:
+    config = checked.config("checkpoint.keep_last=2", "checkpoint.keep_every_steps=3")  # of ten steps
+    assert storage.checkpoints_to_come(config, checked.node.run) == 3 + 3
+    saved(checked, 3, 5)
+    assert storage.checkpoints_to_come(config, checked.node.run) == 2 + 2
+    saved(checked, 7, 8)
+    assert storage.checkpoints_to_come(config, checked.node.run) == 1 + 1, "one is always being written"
 
 
 # --- S3 and the Hub --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def s3(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> S3Double:  # type: ignore[misc]
+def s3(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> S3Double:  # type: ignore[misc]
     with s3_double() as double:
         for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
@@ -129,31 +129,31 @@ def s3(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> S3Double:  # type: igno
         yield double
 
 
-def test_s3_is_asked_for_what_the_job_does_there(bench: Bench, s3: S3Double) -> None:
+def test_s3_is_asked_for_what_the_job_does_there(checked: CheckedNode, s3: S3Double) -> None:
     import boto3
 
-    assert bench.check("s3").sentence == "no s3:// address is used"
-    bench.change(source="s3://smol/data")
-    assert bench.verdict("s3") == "stop" and "there is no bucket smol" in bench.check("s3").sentence
+    assert checked.check("s3").sentence == "no s3:// address is used"
+    checked.change(source="s3://smol/data")
+    assert checked.verdict("s3") == "stop" and "there is no bucket smol" in checked.check("s3").sentence
     client = boto3.client("s3", endpoint_url=s3.address)
     client.create_bucket(Bucket="smol")
-    assert bench.check("s3").value == "reads s3://smol/data"
+    assert checked.check("s3").value == "reads s3://smol/data"
     checkpoint = SimpleNamespace(upload="s3://smol/checkpoints")
-    bench.change(training=SimpleNamespace(checkpoint=checkpoint))
-    assert bench.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
+    checked.change(training=SimpleNamespace(checkpoint=checkpoint))
+    assert checked.check("s3").value == "reads s3://smol/data, writes s3://smol/checkpoints"
     assert s3.arrived[1:] == ["/smol/checkpoints/.preflight/n1"]
     assert not client.list_objects_v2(Bucket="smol").get("Contents"), "what was written is removed again"
     s3.faults = {".preflight": [403] * 9}
-    assert bench.verdict("s3") == "stop" and "access is denied" in bench.check("s3").sentence
+    assert checked.verdict("s3") == "stop" and "access is denied" in checked.check("s3").sentence
 
 
-def test_an_s3_that_does_not_answer_stops_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch, s3: S3Double) -> None:
+def test_an_s3_that_does_not_answer_stops_nothing(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch, s3: S3Double) -> None:
     from conversion.upload import s5cmd
 
     monkeypatch.setattr(s5cmd, "RETRIES", 0)
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
-    bench.change(source="s3://smol/data")
-    assert bench.verdict("s3") == "skipped" and "no answer now" in bench.check("s3").sentence
+    checked.change(source="s3://smol/data")
+    assert checked.verdict("s3") == "skipped" and "no answer now" in checked.check("s3").sentence
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -171,7 +171,7 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_the_hub_is_asked_for_the_tokenizer(bench: Bench) -> None:
+def test_the_hub_is_asked_for_the_tokenizer(checked: CheckedNode) -> None:
     """In a process of its own, since huggingface_hub reads its environment once."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -186,7 +186,7 @@ for name in sys.argv[1:]:
 """
     address = f"http://127.0.0.1:{server.server_port}"
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(REPOSITORY)}
-    names = ["org/t-200", "org/t-403", "org/t-401", "org/t-503", "http:/", str(bench.corpus / "tokenizer")]
+    names = ["org/t-200", "org/t-403", "org/t-401", "org/t-503", "http:/", str(checked.corpus / "tokenizer")]
     run = [sys.executable, "-c", script, *names]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120, check=False)
     server.shutdown()
@@ -198,53 +198,53 @@ for name in sys.argv[1:]:
     assert broken.startswith("skipped no answer now: ") and local == "skipped no repository of the Hub is used"
 
 
-def test_the_hub_is_left_alone_where_it_is_switched_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_left_alone_where_it_is_switched_off(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    bench.change(training=bench.config("data.tokenizer=org/tokenizer"))
-    assert bench.check("hub").sentence == "HF_HUB_OFFLINE is set"
+    checked.change(training=checked.config("data.tokenizer=org/tokenizer"))
+    assert checked.check("hub").sentence == "HF_HUB_OFFLINE is set"
 
 
 # --- the list and the command ----------------------------------------------------------------------------------------------
 
 
-def test_the_report_names_the_check_that_never_ended(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_names_the_check_that_never_ended(checked: CheckedNode, capsys: pytest.CaptureFixture[str]) -> None:
     def hang(node: object) -> object:
         raise KeyboardInterrupt
 
     checks = {"breaks": lambda node: 1 / 0, "hangs": hang, "later": hang}
     with pytest.raises(KeyboardInterrupt):
-        look_at(bench.node, bench.folder, checks)  # type: ignore[arg-type]
-    report = read_report(bench.folder / "n1.json")
+        look_at(checked.node, checked.folder, checks)  # type: ignore[arg-type]
+    report = read_report(checked.folder / "n1.json")
     assert report.running == "hangs" and list(report.findings) == ["breaks"]
     assert "the check broke (ZeroDivisionError: division by zero)" in report.findings["breaks"].sentence
     assert capsys.readouterr().err.startswith("n1: breaks: the check broke")
 
 
-def test_the_command_takes_its_settings_from_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_takes_its_settings_from_the_environment(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> None:
     from smol_config import to_yaml
 
-    (bench.folder / "config.yaml").write_text(to_yaml(bench.config()))
-    (bench.folder / "limits.yaml").write_text("storage: {megabytes: 16, streams: 1}\n")
+    (checked.folder / "config.yaml").write_text(to_yaml(checked.config()))
+    (checked.folder / "limits.yaml").write_text("storage: {megabytes: 16, streams: 1}\n")
     settings = {"SMOL_CONFIG": "config.yaml", "SMOL_PREFLIGHT": "limits.yaml"}
     for name, value in settings.items():
-        monkeypatch.setenv(name, str(bench.folder / value))
+        monkeypatch.setenv(name, str(checked.folder / value))
     for name, value in {
         "SMOL_GPUS_PER_NODE": "h100:0",
-        "SMOL_LOCAL_DATA": f"{bench.folder}/disk/%N",
+        "SMOL_LOCAL_DATA": f"{checked.folder}/disk/%N",
         "SMOL_NODES": "3",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    assert main(["node", "--out", str(bench.folder / "out")]) == 0
-    told = json.loads((bench.folder / "out" / "n7.json").read_text())
+    assert main(["node", "--out", str(checked.folder / "out")]) == 0
+    told = json.loads((checked.folder / "out" / "n7.json").read_text())
     found = {one.pop("check"): one for one in told["results"]}
     assert told["node"] == "n7" and told["running"] is None and found["layout"]["verdict"] == "stop"
     assert set(found["layout"]) == {"verdict", "value", "want", "sentence"}
-    assert (bench.folder / "disk" / "n7").is_dir()
+    assert (checked.folder / "disk" / "n7").is_dir()
 
 
-def test_limits_that_cannot_be_read_are_an_error_of_the_command(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    (bench.folder / "limits.yaml").write_text("gpu: {gem_tflops: 1}\n")
-    assert main(["network", "--out", str(bench.folder), "--limits", str(bench.folder / "limits.yaml")]) == 2
+def test_limits_that_cannot_be_read_are_refused(checked: CheckedNode, capsys: pytest.CaptureFixture[str]) -> None:
+    (checked.folder / "limits.yaml").write_text("gpu: {gem_tflops: 1}\n")
+    assert main(["network", "--out", str(checked.folder), "--limits", str(checked.folder / "limits.yaml")]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "gpu.gem_tflops: unknown key" in said and "'gemm_tflops'" in said

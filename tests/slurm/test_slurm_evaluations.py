@@ -15,7 +15,7 @@ import pytest
 from ranks import Ranks
 from s3_double import s3_double
 from save_jobs import note_upload
-from slurm_cluster import Cluster, Submitter, wait_until
+from slurm_cluster import Cluster, Submitter, fake_program, wait_until
 from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
 from conversion.export_records import Records
@@ -70,12 +70,12 @@ class Queue:
         self.calls, self.refuses = folder / "sbatch.calls", folder / "sbatch.refuses"
         self.queue: list[Job] | None = []
         self.states: dict[str, str] = {}
-        (folder / "bin").mkdir()
-        (folder / "bin" / "sbatch").write_text(
-            f"#!/bin/sh\n[ ! -e {self.refuses} ] || {{ echo no partition >&2; exit 1; }}\n"
-            f'echo "$@" >>{self.calls}\nenv >{folder}/environment\nwc -l <{self.calls}\n'
+        fake_program(
+            folder,
+            "sbatch",
+            f"[ ! -e {self.refuses} ] || {{ echo no partition >&2; exit 1; }}\n"
+            f'echo "$@" >>{self.calls}\nenv >{folder}/environment\nwc -l <{self.calls}',
         )
-        (folder / "bin" / "sbatch").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         monkeypatch.setenv("SMOL_CODE", "/code")
         monkeypatch.setenv("SMOL_EVALUATE_SBATCH", "--partition=low --time=10")
@@ -299,7 +299,7 @@ def test_an_evaluation_may_leave_a_folder_and_some_tasks_unreached(tmp_path: Pat
 
 # --- on a real Slurm ---------------------------------------------------------------------------------------------------------
 
-STAND_IN = """#!/usr/bin/env bash
+STAND_IN = """
 # HF_DIR --config C --output FILE
 echo "$(basename "$1") ${SLURM_RESTART_COUNT:-0}" >>"$SMOL_RUN/ran"
 while [[ ! -e $SMOL_RUN/go ]]; do sleep 0.1; done
@@ -307,7 +307,7 @@ while [[ ! -e $SMOL_RUN/go ]]; do sleep 0.1; done
 echo '{"results": {"eval/loss/x": 2}}' >"$5"
 """
 
-KILLS = """#!/usr/bin/env bash
+KILLS = """
 # sbatch whose caller is killed before or after Slurm has taken the job
 [[ -e {moment} ]] || exec {sbatch} "$@"
 [[ $(cat {moment}) != after ]] || {sbatch} "$@"
@@ -321,12 +321,10 @@ class Lab:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder, self.run = cluster, folder, folder / "run"
-        (folder / "bin").mkdir()
         (self.run / "slurm" / "logs").mkdir(parents=True)
         sbatch = cluster.run("which", "sbatch").out.strip()
-        for name, text in (("evaluate", STAND_IN), ("sbatch", KILLS.format(moment=folder / "moment", sbatch=sbatch))):
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
+        fake_program(folder, "evaluate", STAND_IN)
+        fake_program(folder, "sbatch", KILLS.format(moment=folder / "moment", sbatch=sbatch))
 
     def evaluate(self, *options: str) -> int:
         """As a process of its own, whose word counts at once that there is no such job."""

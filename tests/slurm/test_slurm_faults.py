@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_cluster import Cluster, Outcome, Submitter, wait_until
+from slurm_cluster import Cluster, Outcome, Submitter, fake_program, wait_until
 from tiny_runs import REPOSITORY
 
 from smol_train.checkpoint_folder import MARKER, TrainState, folder_name, listing_text, state_text
@@ -138,11 +138,8 @@ def test_elsewhere_a_node_is_set_down_and_the_run_goes_on_with_the_spare(
     outcome = lab_faults("kill-node", str(submit.run), "n1", **real_cluster)
     assert outcome.code == 2 and f"kill-node is real on this cluster; give --yes if {submit.run}" in outcome.err
 
-    forbidden = tmp_path / "bin" / "scontrol"
-    forbidden.parent.mkdir()
-    forbidden.write_text(f'#!/bin/sh\n[ "$1" != update ] || exit 1\nexec {shutil.which("scontrol")} "$@"\n')
-    forbidden.chmod(0o755)
-    path = f"{forbidden.parent}:{cluster.environment['PATH']}"
+    fake_program(tmp_path, "scontrol", f'[ "$1" != update ] || exit 1\nexec {shutil.which("scontrol")} "$@"')
+    path = f"{tmp_path / 'bin'}:{cluster.environment['PATH']}"
     outcome = lab_faults("--yes", "kill-node", str(submit.run), "n1", PATH=path, **real_cluster)
     assert outcome.code == 2 and "Slurm does not set n1 down for you" in outcome.err
     assert not (submit.run / "slurm" / "faults.jsonl").exists()
@@ -306,8 +303,7 @@ def test_a_machine_without_slurm_is_told(run: Path, tmp_path: Path) -> None:
         (programs / name).symlink_to(shutil.which(name) or name)
     outcome = faults("--yes", "kill-rank", run, PATH=str(programs))
     assert outcome.code == 2 and "there is no squeue here" in outcome.err
-    (programs / "squeue").write_text("#!/bin/bash\nexit 1\n")
-    (programs / "squeue").chmod(0o755)
+    fake_program(tmp_path, "squeue", "exit 1")
     for name in ("date", "true"):
         (programs / name).symlink_to(shutil.which(name) or name)
     (programs / "sleep").symlink_to("true")

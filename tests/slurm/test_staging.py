@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from staging_parts import NAMES, SIZE, Bench, contents, make_dataset
+from staging_parts import NAMES, SIZE, StagingSite, contents, make_dataset
 from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
 from slurm.rehearsal import Rehearsal
@@ -27,8 +27,8 @@ from smol_train.config import RunConfig
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StagingSite:
+    return StagingSite(tmp_path, monkeypatch)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -38,8 +38,8 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 # --- which -------------------------------------------------------------------------------------------------------------------
 
 
-def needs(bench: Bench) -> Needs:
-    return find_needs(load(RunConfig, bench.config), bench.run, bench.shared)
+def needs(site: StagingSite) -> Needs:
+    return find_needs(load(RunConfig, site.config), site.run, site.shared)
 
 
 @pytest.mark.parametrize(
@@ -53,61 +53,61 @@ def needs(bench: Bench) -> Needs:
     ],
 )
 def test_datasets_of_this_stage_and_the_next_are_needed_soon(
-    bench: Bench, step: int, soon: list[str], later: list[str], rest: list[str]
+    site: StagingSite, step: int, soon: list[str], later: list[str], rest: list[str]
 ) -> None:
     if step:
-        bench.checkpoint(step)
-    assert needs(bench) == Needs(soon, later, rest, elsewhere=[])
+        site.checkpoint(step)
+    assert needs(site) == Needs(soon, later, rest, elsewhere=[])
 
 
-def test_the_checkpoint_before_the_newest_counts_as_well_and_a_damaged_one_does_not(bench: Bench) -> None:
-    bench.checkpoint(3)
-    bench.checkpoint(6)
-    found = needs(bench)
+def test_the_checkpoint_before_the_newest_counts_as_well_and_a_damaged_one_does_not(site: StagingSite) -> None:
+    site.checkpoint(3)
+    site.checkpoint(6)
+    found = needs(site)
     assert found.soon == ["common", "held_out/common", "one", "three", "two"], "the newest may turn out to be damaged"
-    (bench.checkpoint(12) / STATE).write_text("{")
-    assert needs(bench).soon == ["common", "held_out/common", "three", "two"]
+    (site.checkpoint(12) / STATE).write_text("{")
+    assert needs(site).soon == ["common", "held_out/common", "three", "two"]
 
 
 @pytest.mark.parametrize("place", ["other/iter_0000008", "other"])
-def test_a_run_that_branches_off_begins_at_its_checkpoints_step(bench: Bench, place: str) -> None:
-    bench.checkpoint(8)
-    bench.run.rename(bench.folder / "other")
-    text = f"start_from: {{checkpoint: {bench.folder / place}, optimizer: true, data_position: true}}\n"
-    bench.config.write_text(bench.config.read_text() + text)
-    assert needs(bench).soon == ["four", "held_out/common", "three"]
+def test_a_run_that_branches_off_begins_at_its_checkpoints_step(site: StagingSite, place: str) -> None:
+    site.checkpoint(8)
+    site.run.rename(site.folder / "other")
+    text = f"start_from: {{checkpoint: {site.folder / place}, optimizer: true, data_position: true}}\n"
+    site.config.write_text(site.config.read_text() + text)
+    assert needs(site).soon == ["four", "held_out/common", "three"]
 
 
 # --- from a folder -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_needed_soon_is_copied_and_the_rest_linked(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.stage() == 0
-    assert bench.copied() == ["common", "one", "two", "held_out/common"]
-    assert bench.linked() == ["four", "three", "tokenizer"]
+def test_what_is_needed_soon_is_copied_and_the_rest_linked(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.stage() == 0
+    assert site.copied() == ["common", "one", "two", "held_out/common"]
+    assert site.linked() == ["four", "three", "tokenizer"]
     for name in NAMES:
-        assert contents(bench.disk / name) == contents(bench.shared / name), name
-    assert not list(bench.disk.rglob("*partial*"))
+        assert contents(site.disk / name) == contents(site.shared / name), name
+    assert not list(site.disk.rglob("*partial*"))
     assert "n1: 4 datasets (36.0 kB) in " in (told := said(capsys)) and "are to come; 3 links" in told
-    assert f"n1: loaded: 12 files from {bench.shared}" in told
+    assert f"n1: loaded: 12 files from {site.shared}" in told
 
 
-def test_the_next_stage_takes_the_place_of_its_link(bench: Bench) -> None:
-    assert bench.stage() == 0
-    bench.checkpoint(4)
-    assert bench.stage() == 0
-    assert bench.copied() == ["common", "one", "two", "three", "held_out/common"], "what is there stays while there is room"
-    assert bench.linked() == ["four", "tokenizer"]
+def test_the_next_stage_takes_the_place_of_its_link(site: StagingSite) -> None:
+    assert site.stage() == 0
+    site.checkpoint(4)
+    assert site.stage() == 0
+    assert site.copied() == ["common", "one", "two", "three", "held_out/common"], "what is there stays while there is room"
+    assert site.linked() == ["four", "tokenizer"]
 
 
 def test_what_is_there_is_not_copied_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.stage() == 0
+    assert site.stage() == 0
     said(capsys)
     monkeypatch.setattr(sources.Folder, "copy", None)
     monkeypatch.setattr(disk_module, "sha256_of_file", None)
-    assert bench.stage() == 0, "only sizes are compared"
+    assert site.stage() == 0, "only sizes are compared"
     assert "of which 0 Bytes are to come" in (told := said(capsys)) and "loaded" not in told
 
 
@@ -121,15 +121,15 @@ def first_batch(config: Path) -> list[int]:
         loader.close()
 
 
-def test_the_loader_reads_the_same_from_the_staged_folder(bench: Bench, corpus: Path) -> None:
-    settings = tiny_overrides(Path("${DATA_ROOT}"), bench.run)
-    bench.config.write_text(mapping_to_yaml(merge_files(QUICKSTART, settings)))
-    bench.set(DATA_ROOT=corpus)
-    expected = first_batch(bench.config)
-    assert bench.stage() == 0
-    assert bench.linked() == ["tokenizer"] and (bench.disk / "tokens" / "held_out" / "code" / MARK).exists()
-    bench.set(DATA_ROOT=bench.disk)
-    assert first_batch(bench.config) == expected
+def test_the_loader_reads_the_same_from_the_staged_folder(site: StagingSite, corpus: Path) -> None:
+    settings = tiny_overrides(Path("${DATA_ROOT}"), site.run)
+    site.config.write_text(mapping_to_yaml(merge_files(QUICKSTART, settings)))
+    site.set(DATA_ROOT=corpus)
+    expected = first_batch(site.config)
+    assert site.stage() == 0
+    assert site.linked() == ["tokenizer"] and (site.disk / "tokens" / "held_out" / "code" / MARK).exists()
+    site.set(DATA_ROOT=site.disk)
+    assert first_batch(site.config) == expected
 
 
 # --- killed, damaged ---------------------------------------------------------------------------------------------------------
@@ -153,55 +153,55 @@ main(sys.argv[1:])
 """Staging that is killed when it has read 300 kB or so."""
 
 
-def test_a_killed_copy_goes_on_where_it_stopped(bench: Bench) -> None:
+def test_a_killed_copy_goes_on_where_it_stopped(site: StagingSite) -> None:
     for name in NAMES:
-        shutil.rmtree(bench.shared / name)
-        make_dataset(bench.shared / name, size=100_000)
-    expected = {name: contents(bench.shared / name) for name in NAMES}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *bench.arguments()], cwd=REPOSITORY, check=False)
+        shutil.rmtree(site.shared / name)
+        make_dataset(site.shared / name, size=100_000)
+    expected = {name: contents(site.shared / name) for name in NAMES}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *site.arguments()], cwd=REPOSITORY, check=False)
     assert killed.returncode == -signal.SIGKILL
-    begun = [path for path in bench.disk.rglob(".partial/*") if path.stat().st_size]
-    assert begun and bench.copied() == []
+    begun = [path for path in site.disk.rglob(".partial/*") if path.stat().st_size]
+    assert begun and site.copied() == []
     for path in begun:  # what has come is not read again: the source has lost it
-        name = path.relative_to(bench.disk).parent.parent / path.name
-        content, come = (bench.shared / name).read_bytes(), path.stat().st_size
-        (bench.shared / name).write_bytes(bytes(come) + content[come:])
-    assert bench.stage() == 0
-    assert {name: contents(bench.disk / name) for name in bench.copied()} == {name: expected[name] for name in bench.copied()}
-    assert len(bench.copied()) == 4 and not list(bench.disk.rglob("*partial*"))
+        name = path.relative_to(site.disk).parent.parent / path.name
+        content, come = (site.shared / name).read_bytes(), path.stat().st_size
+        (site.shared / name).write_bytes(bytes(come) + content[come:])
+    assert site.stage() == 0
+    assert {name: contents(site.disk / name) for name in site.copied()} == {name: expected[name] for name in site.copied()}
+    assert len(site.copied()) == 4 and not list(site.disk.rglob("*partial*"))
 
 
 def test_a_file_of_another_size_is_fetched_again_and_one_of_other_bytes_when_all_are_read(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.stage() == 0
-    expected = contents(bench.disk / "one")
-    (bench.disk / "one" / "1.ds").write_bytes(b"short")
-    assert bench.stage() == 0
-    assert contents(bench.disk / "one") == expected and f"loaded: 1 files from {bench.shared}" in said(capsys)
-    (bench.disk / "one" / "2.ds").write_bytes(bytes(SIZE))
-    assert bench.stage() == 0 and contents(bench.disk / "one") != expected
-    assert bench.stage("--verify") == 0
-    assert contents(bench.disk / "one") == expected and f"loaded: 1 files from {bench.shared}" in said(capsys)
+    assert site.stage() == 0
+    expected = contents(site.disk / "one")
+    (site.disk / "one" / "1.ds").write_bytes(b"short")
+    assert site.stage() == 0
+    assert contents(site.disk / "one") == expected and f"loaded: 1 files from {site.shared}" in said(capsys)
+    (site.disk / "one" / "2.ds").write_bytes(bytes(SIZE))
+    assert site.stage() == 0 and contents(site.disk / "one") != expected
+    assert site.stage("--verify") == 0
+    assert contents(site.disk / "one") == expected and f"loaded: 1 files from {site.shared}" in said(capsys)
 
 
-def test_a_folder_that_others_put_there_is_read_once_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(bench.shared / "one", bench.disk / "one")
-    (bench.disk / "one" / "0.ds").write_bytes(bytes(SIZE))
-    assert bench.stage() == 0
-    assert contents(bench.disk / "one") == contents(bench.shared / "one")
-    bench.checkpoint(8)
+def test_a_folder_that_others_put_there_is_read_once_and_kept(site: StagingSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(site.shared / "one", site.disk / "one")
+    (site.disk / "one" / "0.ds").write_bytes(bytes(SIZE))
+    assert site.stage() == 0
+    assert contents(site.disk / "one") == contents(site.shared / "one")
+    site.checkpoint(8)
     monkeypatch.setattr(disk_module, "free_bytes", lambda root: SIZE)
-    assert bench.stage() == 0
-    assert bench.copied() == ["one", "three", "four", "held_out/common"], "only what staging made is removed for want of room"
+    assert site.stage() == 0
+    assert site.copied() == ["one", "three", "four", "held_out/common"], "only what staging made is removed for want of room"
 
 
-def test_a_dataset_that_was_made_anew_is_fetched_anew(bench: Bench) -> None:
-    assert bench.stage() == 0
-    shutil.rmtree(bench.shared / "one")
-    random_files(bench.shared / "one")
-    assert bench.stage() == 0
-    assert contents(bench.disk / "one") == contents(bench.shared / "one")
+def test_a_dataset_that_was_made_anew_is_fetched_anew(site: StagingSite) -> None:
+    assert site.stage() == 0
+    shutil.rmtree(site.shared / "one")
+    random_files(site.shared / "one")
+    assert site.stage() == 0
+    assert contents(site.disk / "one") == contents(site.shared / "one")
 
 
 def random_files(folder: Path) -> None:
@@ -214,37 +214,37 @@ def random_files(folder: Path) -> None:
 
 
 def test_without_room_nothing_is_written(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(disk_module, "free_bytes", lambda root: 20_000)
-    assert bench.stage() == 93
+    assert site.stage() == 93
     assert (
-        f"n1: error: {bench.disk} has room for 20.0 kB, but common, held_out/common, one, two need 36.7 kB more; free space "
+        f"n1: error: {site.disk} has room for 20.0 kB, but common, held_out/common, one, two need 36.7 kB more; free space "
         f"there, or name a larger disk in SMOL_LOCAL_DATA\n"
     ) in said(capsys)
-    assert [path.name for path in bench.disk.iterdir()] == [".lock"]
+    assert [path.name for path in site.disk.iterdir()] == [".lock"]
 
 
 def test_for_want_of_room_the_oldest_that_is_not_needed_soon_goes(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.stage() == 0
-    bench.checkpoint(4)
-    assert bench.stage() == 0
-    bench.checkpoint(12)  # beside that of step 4: "two" and "three" may be read again
+    assert site.stage() == 0
+    site.checkpoint(4)
+    assert site.stage() == 0
+    site.checkpoint(12)  # beside that of step 4: "two" and "three" may be read again
     monkeypatch.setattr(disk_module, "free_bytes", lambda root: 3 * SIZE)
-    assert bench.stage() == 0
+    assert site.stage() == 0
     assert "removed one, which is not needed soon, for want of room" in said(capsys)
-    assert bench.copied() == ["common", "two", "three", "four", "held_out/common"]
-    assert "one" in bench.linked(), "a run that goes back may still read it"
+    assert site.copied() == ["common", "two", "three", "four", "held_out/common"]
+    assert "one" in site.linked(), "a run that goes back may still read it"
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_disk_there_is_nothing_to_do(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.set(SMOL_LOCAL_DATA="")
-    assert bench.stage() == 0
+def test_without_a_disk_there_is_nothing_to_do(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    site.set(SMOL_LOCAL_DATA="")
+    assert site.stage() == 0
     assert said(capsys) == "n1: SMOL_LOCAL_DATA is empty: data is read where it is\n"
 
 
@@ -267,77 +267,77 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_settings_that_cannot_be_are_refused(case: str, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_cannot_be_are_refused(case: str, site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
     settings, sentence = SETTINGS[case]
-    bench.set(**{name: value.format(folder=bench.folder) for name, value in settings.items()})
-    assert bench.stage() == 93
-    assert "n1: error: " in (told := said(capsys)) and sentence.format(folder=bench.folder) in told
+    site.set(**{name: value.format(folder=site.folder) for name, value in settings.items()})
+    assert site.stage() == 93
+    assert "n1: error: " in (told := said(capsys)) and sentence.format(folder=site.folder) in told
     assert told.count("\n") == 1
 
 
-def test_datasets_inside_each_other_are_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.configure({"three": "${DATA_ROOT}/one/three"})
-    assert bench.stage() == 93
+def test_datasets_inside_each_other_are_refused(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    site.configure({"three": "${DATA_ROOT}/one/three"})
+    assert site.stage() == 93
     assert "below DATA_ROOT, one/three lies inside one; give each a folder of its own" in said(capsys)
 
 
-def test_datasets_elsewhere_are_left_there(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.configure({"one": "/elsewhere/one"})
-    assert bench.stage() == 0
+def test_datasets_elsewhere_are_left_there(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    site.configure({"one": "/elsewhere/one"})
+    assert site.stage() == 0
     assert "n1: not below DATA_ROOT, and so not loaded: /elsewhere/one\n" in said(capsys)
-    assert bench.copied() == ["common", "two", "held_out/common"]
+    assert site.copied() == ["common", "two", "held_out/common"]
 
 
-def test_a_source_without_the_dataset_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    (bench.shared / "two" / "1.ds").unlink()
-    assert bench.stage() == 93
+def test_a_source_without_the_dataset_is_refused(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.shared / "two" / "1.ds").unlink()
+    assert site.stage() == 93
     sentence = "1.ds cannot be read (No such file or directory); mend SMOL_DATA_SOURCE, or put the dataset there"
-    assert f"n1: error: {bench.shared}/two/{sentence}" in said(capsys)
-    (bench.shared / "one" / MANIFEST_NAME).unlink()
-    assert bench.stage() == 93
-    assert f"{bench.shared}/one/manifest.json cannot be read (No such file or directory)" in said(capsys)
+    assert f"n1: error: {site.shared}/two/{sentence}" in said(capsys)
+    (site.shared / "one" / MANIFEST_NAME).unlink()
+    assert site.stage() == 93
+    assert f"{site.shared}/one/manifest.json cannot be read (No such file or directory)" in said(capsys)
 
 
-def test_a_source_that_holds_other_bytes_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    (bench.shared / "two" / "1.ds").write_bytes(bytes(SIZE))
-    assert bench.stage() == 93
-    assert f"n1: error: {bench.shared}/two/1.ds is not what its manifest says ({SIZE} bytes with SHA-256 " in said(capsys)
-    assert "two" not in bench.copied() and not (bench.disk / "two" / "1.ds").exists()
+def test_a_source_that_holds_other_bytes_is_refused(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.shared / "two" / "1.ds").write_bytes(bytes(SIZE))
+    assert site.stage() == 93
+    assert f"n1: error: {site.shared}/two/1.ds is not what its manifest says ({SIZE} bytes with SHA-256 " in said(capsys)
+    assert "two" not in site.copied() and not (site.disk / "two" / "1.ds").exists()
 
 
-def test_a_damaged_manifest_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    (bench.shared / "two" / MANIFEST_NAME).write_text("{}")
-    assert bench.stage() == 93
-    assert f"n1: error: {bench.shared}/two/manifest.json is damaged: " in said(capsys)
+def test_a_damaged_manifest_is_refused(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.shared / "two" / MANIFEST_NAME).write_text("{}")
+    assert site.stage() == 93
+    assert f"n1: error: {site.shared}/two/manifest.json is damaged: " in said(capsys)
 
 
 def test_a_disk_that_is_full_all_the_same_is_refused(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(self: sources.Folder, name: str, entry: FileEntry, partial: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sources.Folder, "copy", full)
-    assert bench.stage() == 93
-    assert f"n1: error: {bench.disk}: No space left on device; mend that, or name another disk in SMOL_LOCAL_DATA" in said(
+    assert site.stage() == 93
+    assert f"n1: error: {site.disk}: No space left on device; mend that, or name another disk in SMOL_LOCAL_DATA" in said(
         capsys
     )
 
 
-def test_an_error_of_the_disk_that_may_pass_is_a_crash(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_disk_that_may_pass_is_a_crash(site: StagingSite, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: sources.Folder, name: str, entry: FileEntry, partial: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sources.Folder, "copy", broken)
     with pytest.raises(OSError, match="Input/output"):
-        bench.stage()
+        site.stage()
 
 
 # --- what may pass -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_does_not_answer_is_waited_for(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, calls = sources.Folder.copy, []
 
@@ -351,55 +351,55 @@ def test_a_folder_that_does_not_answer_is_waited_for(
     monkeypatch.setattr(sources.Folder, "copy", stale)
     monkeypatch.setattr(sources, "DELAYS", (0.01, 0.02))
     patience = 1000
-    assert bench.stage() == 85
+    assert site.stage() == 85
     told = said(capsys)
     assert ".ds cannot be read (Stale file handle); next attempt in 0 s" in told
     assert "cannot be read (Stale file handle); giving up for now, to be started again" in told
     patience = len(calls) + 6
-    assert bench.stage() == 0 and len(bench.copied()) == 4
+    assert site.stage() == 0 and len(site.copied()) == 4
 
 
 def test_without_the_sources_manifest_that_of_the_copy_will_do(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.stage() == 0
+    assert site.stage() == 0
 
     def silent(self: sources.Folder, name: str) -> Manifest:
         raise sources.Silent(f"{name} cannot be read")
 
     monkeypatch.setattr(sources.Folder, "manifest", silent)
     monkeypatch.setattr(sources, "DELAYS", ())
-    assert bench.stage() == 0
+    assert site.stage() == 0
     assert "n1: one cannot be read; going by the copy of one that is here" in said(capsys)
-    bench.checkpoint(8)
-    assert bench.stage() == 85, "three and four are not there"
+    site.checkpoint(8)
+    assert site.stage() == 85, "three and four are not there"
 
 
-def test_two_jobs_do_not_load_a_node_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.disk.mkdir(parents=True)
+def test_two_jobs_do_not_load_a_node_at_once(site: StagingSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.disk.mkdir(parents=True)
     waited: list[str] = []
 
     def say(self: Step, sentence: str) -> None:
         if "another job" in sentence:
-            waited.extend([sentence, *bench.copied()])
+            waited.extend([sentence, *site.copied()])
             fcntl.flock(lock, fcntl.LOCK_UN)
         else:
             with pytest.raises(BlockingIOError):  # now the node is this one's
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     monkeypatch.setattr(Step, "say", say)
-    with (bench.disk / ".lock").open("w") as lock:
+    with (site.disk / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert bench.stage() == 0
-    assert waited == [f"another job loads {bench.disk}: waiting for it"] and len(bench.copied()) == 4
+        assert site.stage() == 0
+    assert waited == [f"another job loads {site.disk}: waiting for it"] and len(site.copied()) == 4
 
 
 # --- who else goes by DATA_ROOT ----------------------------------------------------------------------------------------------
 
 
-def test_a_rehearsal_leaves_data_root_to_its_ranks(bench: Bench) -> None:
-    rehearsal = Rehearsal(load(RunConfig, bench.config), [])
+def test_a_rehearsal_leaves_data_root_to_its_ranks(site: StagingSite) -> None:
+    rehearsal = Rehearsal(load(RunConfig, site.config), [])
     rehearsal.prepare()
-    bench.set(DATA_ROOT=bench.disk)
+    site.set(DATA_ROOT=site.disk)
     data = load(RunConfig, rehearsal.short).data
-    assert data.datasets["one"] == f"{bench.disk}/one" and data.tokenizer == f"{bench.disk}/tokenizer"
+    assert data.datasets["one"] == f"{site.disk}/one" and data.tokenizer == f"{site.disk}/tokenizer"

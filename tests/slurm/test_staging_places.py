@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 from s3_double import S3Double, s3_double
-from staging_parts import SIZE, Bench, contents
+from staging_parts import SIZE, StagingSite, contents
 
 from conversion.upload import s5cmd
 from slurm.staging import peers, sources
@@ -22,8 +22,8 @@ from slurm.staging.sources import Folder
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    return Bench(tmp_path, monkeypatch, names=("common", "one", "two", "three", "held_out/common"))
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StagingSite:
+    return StagingSite(tmp_path, monkeypatch, names=("common", "one", "two", "three", "held_out/common"))
 
 
 # --- S3 ----------------------------------------------------------------------------------------------------------------------
@@ -36,79 +36,79 @@ def server() -> Iterator[S3Double]:
 
 
 @pytest.fixture
-def s3(server: S3Double, bench: Bench) -> S3Double:
+def s3(server: S3Double, site: StagingSite) -> S3Double:
     """A bucket that holds the datasets of this stage, the next one and the third; the shared folder holds them no longer."""
     server.ask("reset")
     server.reset()
-    bench.set(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
-    bench.set(S3_ENDPOINT_URL=server.address, SMOL_DATA_SOURCE="s3://bucket/data")
-    for command in (["mb", "s3://bucket"], ["cp", f"{bench.shared}/", "s3://bucket/data/"]):
+    site.set(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
+    site.set(S3_ENDPOINT_URL=server.address, SMOL_DATA_SOURCE="s3://bucket/data")
+    for command in (["mb", "s3://bucket"], ["cp", f"{site.shared}/", "s3://bucket/data/"]):
         subprocess.run([s5cmd.find_program(), *command], check=True, capture_output=True)
-    bench.shared.rename(bench.folder / "in_s3")
-    bench.monkeypatch.setattr(s5cmd, "RETRIES", 0)
-    bench.monkeypatch.setattr(sources, "DELAYS", (0.01, 0.01))
+    site.shared.rename(site.folder / "in_s3")
+    site.monkeypatch.setattr(s5cmd, "RETRIES", 0)
+    site.monkeypatch.setattr(sources, "DELAYS", (0.01, 0.01))
     return server
 
 
-def without_fourth_stage(bench: Bench) -> None:
-    text = bench.config.read_text()
-    bench.config.write_text(text.replace("    - {name: fourth, steps: 4, weights: {four: 1.0, one: 0.0}}\n", ""))
+def without_fourth_stage(site: StagingSite) -> None:
+    text = site.config.read_text()
+    site.config.write_text(text.replace("    - {name: fourth, steps: 4, weights: {four: 1.0, one: 0.0}}\n", ""))
 
 
-def test_all_that_lies_ahead_comes_from_s3_where_there_is_nothing_to_link_to(s3: S3Double, bench: Bench) -> None:
-    without_fourth_stage(bench)
-    assert bench.stage() == 0
-    assert bench.copied() == ["common", "one", "two", "three", "held_out/common"] and bench.linked() == []
-    for name in bench.copied():
-        assert contents(bench.disk / name) == contents(bench.folder / "in_s3" / name)
+def test_all_that_lies_ahead_comes_from_s3_where_there_is_nothing_to_link_to(s3: S3Double, site: StagingSite) -> None:
+    without_fourth_stage(site)
+    assert site.stage() == 0
+    assert site.copied() == ["common", "one", "two", "three", "held_out/common"] and site.linked() == []
+    for name in site.copied():
+        assert contents(site.disk / name) == contents(site.folder / "in_s3" / name)
     s3.read_faults = {".ds": [400] * 100}
-    assert bench.stage() == 0, "it is not read again"
+    assert site.stage() == 0, "it is not read again"
 
 
-def test_what_the_shared_folder_has_is_linked_beside_s3(s3: S3Double, bench: Bench) -> None:
-    (bench.folder / "in_s3").rename(bench.shared)
-    without_fourth_stage(bench)
-    assert bench.stage() == 0
-    assert bench.linked() == ["three", "tokenizer"]
+def test_what_the_shared_folder_has_is_linked_beside_s3(s3: S3Double, site: StagingSite) -> None:
+    (site.folder / "in_s3").rename(site.shared)
+    without_fourth_stage(site)
+    assert site.stage() == 0
+    assert site.linked() == ["three", "tokenizer"]
 
 
 def test_an_s3_that_answers_503_is_waited_for_and_then_the_job_is_started_again(
-    s3: S3Double, bench: Bench, capsys: pytest.CaptureFixture[str]
+    s3: S3Double, site: StagingSite, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without_fourth_stage(bench)
+    without_fourth_stage(site)
     s3.read_faults = {"one/1.ds": [503] * 2}
-    assert bench.stage() == 0
+    assert site.stage() == 0
     told = capsys.readouterr().err
     assert "n1: s3://bucket/data/one cannot be reached (SlowDown" in told and "; next attempt in 0 s\n" in told
     s3.read_faults = {"data/": [503] * 1000}
-    bench.checkpoint(4)
-    assert bench.stage() == 0, "going by the manifests that are here"
-    (bench.disk / "two" / "0.ds").unlink()
-    assert bench.stage() == 85
+    site.checkpoint(4)
+    assert site.stage() == 0, "going by the manifests that are here"
+    (site.disk / "two" / "0.ds").unlink()
+    assert site.stage() == 85
     told = capsys.readouterr().err
     assert "n1: s3://bucket/data/two cannot be reached (SlowDown" in told and "; giving up for now, to be started again" in told
 
 
-def test_an_s3_that_lacks_the_data_is_refused(s3: S3Double, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.stage() == 93
+def test_an_s3_that_lacks_the_data_is_refused(s3: S3Double, site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site.stage() == 93
     sentence = "s3://bucket/data/four/manifest.json is not there; mend SMOL_DATA_SOURCE, or copy the dataset there\n"
     assert f"n1: error: {sentence}" in capsys.readouterr().err
-    bench.set(SMOL_DATA_SOURCE="s3://elsewhere/data")
-    assert bench.stage() == 93
+    site.set(SMOL_DATA_SOURCE="s3://elsewhere/data")
+    assert site.stage() == 93
     sentence = "s3://elsewhere/data/common/manifest.json is not there; mend SMOL_DATA_SOURCE, or copy the dataset there\n"
     assert f"n1: error: {sentence}" in capsys.readouterr().err
-    assert not bench.copied()
+    assert not site.copied()
 
 
 # --- another node ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def node(bench: Bench, name: str, place: int) -> Iterator[tuple[Step, Disk]]:
+def node(site: StagingSite, name: str, place: int) -> Iterator[tuple[Step, Disk]]:
     """One of two, n1 and n2, that serves its disk."""
-    bench.set(SLURMD_NODENAME=name, SLURM_STEP_NUM_NODES=2, SLURM_NODEID=place)
-    bench.monkeypatch.setattr(peers, "address_of", lambda node: "127.0.0.1")
-    step, disk = Step(bench.folder / "step"), Disk(bench.folder / "disk" / name)
+    site.set(SLURMD_NODENAME=name, SLURM_STEP_NUM_NODES=2, SLURM_NODEID=place)
+    site.monkeypatch.setattr(peers, "address_of", lambda node: "127.0.0.1")
+    step, disk = Step(site.folder / "step"), Disk(site.folder / "disk" / name)
     disk.root.mkdir(parents=True, exist_ok=True)
     with step.serving(disk.root):
         yield step, disk
@@ -117,56 +117,58 @@ def node(bench: Bench, name: str, place: int) -> Iterator[tuple[Step, Disk]]:
 NEEDS = Needs(soon=["common", "two"], later=[], rest=[], elsewhere=[])
 
 
-def load(bench: Bench, step: Step, disk: Disk) -> None:
-    load_node(NEEDS, Folder(bench.shared), bench.shared, disk, step)
+def load(site: StagingSite, step: Step, disk: Disk) -> None:
+    load_node(NEEDS, Folder(site.shared), site.shared, disk, step)
 
 
 @pytest.fixture
-def pair(bench: Bench) -> Iterator[tuple[Step, Disk]]:
+def pair(site: StagingSite) -> Iterator[tuple[Step, Disk]]:
     """n2, which has nothing, beside n1, which has all; of the datasets the source has nothing left but their manifests."""
-    load(bench, Step(bench.folder / "before"), Disk(bench.disk))
-    for path in bench.shared.rglob("*.ds"):
+    load(site, Step(site.folder / "before"), Disk(site.disk))
+    for path in site.shared.rglob("*.ds"):
         path.unlink()
-    with node(bench, "n1", 0), node(bench, "n2", 1) as second:
+    with node(site, "n1", 0), node(site, "n2", 1) as second:
         yield second
 
 
 def test_a_node_gets_from_another_what_that_has(
-    bench: Bench, pair: tuple[Step, Disk], capsys: pytest.CaptureFixture[str]
+    site: StagingSite, pair: tuple[Step, Disk], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pair[1].root / "two" / PARTIAL).mkdir(parents=True)
-    (pair[1].root / "two" / PARTIAL / "0.ds").write_bytes((bench.disk / "two" / "0.ds").read_bytes()[:1000])
-    load(bench, *pair)
+    (pair[1].root / "two" / PARTIAL / "0.ds").write_bytes((site.disk / "two" / "0.ds").read_bytes()[:1000])
+    load(site, *pair)
     for name in NEEDS.soon:
-        assert contents(pair[1].root / name) == contents(bench.disk / name)
+        assert contents(pair[1].root / name) == contents(site.disk / name)
     assert "n2: loaded: 6 files from n1\n" in capsys.readouterr().err, "the source could not have given them"
 
 
-def test_what_another_node_has_wrong_is_not_taken(bench: Bench, pair: tuple[Step, Disk]) -> None:
-    (bench.disk / "two" / "1.ds").write_bytes(bytes(SIZE))
+def test_what_another_node_has_wrong_is_not_taken(site: StagingSite, pair: tuple[Step, Disk]) -> None:
+    (site.disk / "two" / "1.ds").write_bytes(bytes(SIZE))
     with pytest.raises(StagingError, match=r"two/1\.ds cannot be read \(No such file or directory\)"):
-        load(bench, *pair)
+        load(site, *pair)
     assert not (pair[1].root / "two" / "1.ds").exists()
 
 
-def test_where_another_node_is_gone_the_source_is_read(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    with node(bench, "n2", 1) as second:
+def test_where_another_node_is_gone_the_source_is_read(site: StagingSite, capsys: pytest.CaptureFixture[str]) -> None:
+    with node(site, "n2", 1) as second:
         gone = {"address": "127.0.0.1", "port": 9, "token": "x"}
-        (bench.folder / "step" / "n1.json").write_text(json.dumps(gone))
-        load(bench, *second)
-    assert f"n2: loaded: 6 files from {bench.shared}\n" in capsys.readouterr().err
+        (site.folder / "step" / "n1.json").write_text(json.dumps(gone))
+        load(site, *second)
+    assert f"n2: loaded: 6 files from {site.shared}\n" in capsys.readouterr().err
 
 
-def test_a_node_whose_task_does_not_start_is_not_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_whose_task_does_not_start_is_not_waited_for(site: StagingSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "GATHER_SECONDS", 0.1)
-    with node(bench, "n2", 1) as second:
-        load(bench, *second)
+    with node(site, "n2", 1) as second:
+        load(site, *second)
         assert second[0].peers() == []
 
 
-def test_files_are_given_to_those_who_know_the_token_and_none_from_elsewhere(bench: Bench, pair: tuple[Step, Disk]) -> None:
-    told = json.loads((bench.folder / "step" / "n1.json").read_text())
-    assert (bench.folder / "step" / "n1.json").stat().st_mode & 0o077 == 0
+def test_files_are_given_to_those_who_know_the_token_and_none_from_elsewhere(
+    site: StagingSite, pair: tuple[Step, Disk]
+) -> None:
+    told = json.loads((site.folder / "step" / "n1.json").read_text())
+    assert (site.folder / "step" / "n1.json").stat().st_mode & 0o077 == 0
 
     def status(name: str, **headers: str) -> int:
         with closing(HTTPConnection(told["address"], told["port"], timeout=60)) as connection:
@@ -177,16 +179,16 @@ def test_files_are_given_to_those_who_know_the_token_and_none_from_elsewhere(ben
     assert status("/two/0.ds", **right) == 206
     assert status("/two/0.ds", **{**right, "Authorization": "guessed"}) == status("/two/0.ds") == 403
     assert status("/two/0.ds", Authorization=told["token"]) == 404
-    (bench.disk / "two" / PARTIAL).mkdir()
-    (bench.disk / "two" / PARTIAL / "3.ds").touch()
-    (bench.disk / "link").symlink_to(bench.config)
+    (site.disk / "two" / PARTIAL).mkdir()
+    (site.disk / "two" / PARTIAL / "3.ds").touch()
+    (site.disk / "link").symlink_to(site.config)
     for name in ("/two/none", "/two", "/../../config.yaml", "/%2e%2e/%2e%2e/config.yaml", "/link", f"/two/{PARTIAL}/3.ds"):
         assert status(name, **right) == 404, name
 
 
-def test_nodes_end_together(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_end_together(site: StagingSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(peers, "SPEAK_SECONDS", 0.1)
-    with node(bench, "n1", 0) as (first, _), node(bench, "n2", 1) as (second, _):
+    with node(site, "n1", 0) as (first, _), node(site, "n2", 1) as (second, _):
         told = ""
         waiting = Thread(target=first.end)
         waiting.start()

@@ -11,10 +11,10 @@ from ranks import RankError, Ranks
 from tiny_runs import QUICKSTART
 
 from smol_config import load
-from smol_train.checkpoint import recorded
 from smol_train.checkpoint_folder import MARKER
 from smol_train.checkpoint_integrity import find
 from smol_train.config import RunConfig
+from smol_train.data_places import for_all_nodes, for_each_rank
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,19 @@ def test_a_checkpoint_says_what_it_is(saved: Path) -> None:
     assert yaml.safe_load((folder / "run.yaml").read_text())["model"]["hidden_size"] == 64
 
 
+def datasets(written: str) -> dict[str, str]:
+    return dict(yaml.safe_load(written)["data"]["datasets"])
+
+
 def test_a_checkpoint_names_the_data_that_all_nodes_see(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(RunConfig, QUICKSTART, [*overrides, "data.datasets.code=/disk/n1/code", "data.datasets.docs=/elsewhere/docs"])
     monkeypatch.setenv("DATA_ROOT", "/disk/n1")
-    assert yaml.safe_load(recorded(config))["data"]["datasets"]["code"] == "/disk/n1/code"
+    assert datasets(for_all_nodes(config))["code"] == "/disk/n1/code"
+    assert datasets(for_each_rank(config)) == {"code": "${DATA_ROOT}/code", "docs": "/elsewhere/docs"}
     monkeypatch.setenv("SMOL_SHARED_DATA", "/shared/data")
-    assert yaml.safe_load(recorded(config))["data"]["datasets"] == {"code": "/shared/data/code", "docs": "/elsewhere/docs"}
+    assert datasets(for_all_nodes(config)) == {"code": "/shared/data/code", "docs": "/elsewhere/docs"}
+    monkeypatch.delenv("DATA_ROOT")
+    assert datasets(for_all_nodes(config)) == datasets(for_each_rank(config)) == config.data.datasets
 
 
 INTERLEAVED = ["parallel.pipeline=2", "parallel.virtual_pipeline=2"]
