@@ -17,7 +17,9 @@ from smol_train.speed import step_time
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-RUNS = [path for path in FILES if {"stages"} <= set(smol_config.load_mapping(path, keep_unset=True).get("data", {}))]
+MAPPINGS = {path: smol_config.load_mapping(path, keep_unset=True) for path in FILES}
+RUNS = [path for path, mapping in MAPPINGS.items() if "stages" in mapping.get("data", {}) and "train" in mapping]
+"""Whole ones: some files are the data alone."""
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
 
 
