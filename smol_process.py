@@ -11,9 +11,12 @@ _PR_SET_PDEATHSIG = 1
 """From Linux's prctl.h."""
 
 
-def end_with(parent: int) -> None:
-    """Have the kernel kill this process when `parent` ends, the process that forked it, or the thread of it that did."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel kill this process when `parent` ends, the process that forked it, or the thread of it that did.
+
+    `by` another signal for one that has processes of its own to end.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it ended before that
         os._exit(1)
 

@@ -3,8 +3,11 @@
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks; show: the prompts of one
     compare    models side by side; properties: whether tasks are fit to decide by
+    ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
+    fit        scaling laws from what was trained (scaling_laws.py)
 
-Exit codes: 0 done, 1 done but for tasks whose data or packages could not be reached, 2 bad input (nothing written).
+Exit codes: 0 done; 1 done but for tasks whose data or packages could not be reached, or runs of a sweep that failed or are to
+go on; 2 bad input (nothing written).
 """
 
 import argparse
@@ -15,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, properties_report
+from evaluation import compare, properties_report, scaling_report
+from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
 from evaluation.suite import Suite, SuiteTask, load_suite
@@ -149,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=show)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
+    ablations.add_parser(commands)
+    scaling_report.add_parser(commands)
     return parser
 
 
@@ -157,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show")]:
+    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))
 

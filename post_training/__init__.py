@@ -9,6 +9,9 @@
     checks.py          findings: what is refused, what is warned of
     prepare.py         all of it -> Arrow files and manifest.json, which the trainers read
     preview.py         the same, to look at before training
+    rewards.py         what a sampled answer is worth
+    recipes/           mid, sft, preference, grpo
+    synth/             rows made by other models
 
 Nothing of the trainer is imported, and nothing here needs a GPU.
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 from post_training import drills, preview
 from post_training.recipes import run as recipes
+from post_training.synth import run as synth
 from smol_console import BAD_INPUT, add_command, exit_code
 
 
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_parser(subparsers)
     drills.add_parser(subparsers)
     recipes.add_parsers(subparsers)
+    synth.add_parser(subparsers)
     return parser
 
 

@@ -12,7 +12,7 @@ What the trainers tell TRL, so that it trains on exactly this:
     SFTTrainer      packing=data.packing, packing_strategy="bfd", max_length=data.max_length, shuffle_dataset=False,
                     dataset_kwargs={"skip_prepare_dataset": True}
     DPOTrainer      a subclass whose _prepare_dataset returns the dataset as it is; KTO the same, after unpairing the answers
-    GRPOTrainer     as it is
+    GRPOTrainer     shuffle_dataset=False, chat_template_kwargs={"today_date": data.today}
     all             processing_class=prepared.tokenizer, which carries the chat template and is saved with the model
 
 FOLDER/train.arrow, held_out.arrow    Arrow streams         FOLDER/manifest.json    settings, sources, counts, shares, warnings

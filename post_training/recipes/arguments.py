@@ -6,7 +6,7 @@ change between versions.
 
 from typing import Any
 
-from post_training.recipes.config import PreferenceConfig, RecipeConfig
+from post_training.recipes.config import GrpoConfig, PreferenceConfig, RecipeConfig
 from post_training.recipes.ranks import accumulation, processes, sharding
 
 _SCHEDULES = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
@@ -15,9 +15,11 @@ COLLECTIVE_SECONDS = 1800
 
 
 def training_arguments(config: RecipeConfig) -> Any:
-    """SFTConfig, DPOConfig or KTOConfig; making it brings up the process groups."""
+    """SFTConfig, DPOConfig, KTOConfig or GRPOConfig; making it brings up the process groups."""
     import trl
 
+    if isinstance(config, GrpoConfig):
+        return _grpo_arguments(config)
     loss = config.preference.loss if isinstance(config, PreferenceConfig) else "nll"
     if loss in ("nll", "orpo"):  # ORPO is TRL's SFT trainer with another loss here
         packed = config.data.packing and loss == "nll"
@@ -41,6 +43,39 @@ def training_arguments(config: RecipeConfig) -> Any:
         return trl.KTOConfig(**_common(config) | {"train_sampling_strategy": "sequential"}, **both, loss_type="kto")
     kind = {"apo_zero": "apo_zero", "dpo": "sigmoid"}[loss]
     return trl.DPOConfig(**_common(config), **both, loss_type=[kind], padding_free=False, precompute_ref_log_probs=False)
+
+
+def _grpo_arguments(config: GrpoConfig) -> Any:
+    """Raises UserError where vLLM is asked for and is not there."""
+    import trl
+
+    from post_training.recipes.grpo import check_vllm
+
+    check_vllm(config)
+    grpo, vllm = config.grpo, config.grpo.vllm
+    server: dict[str, Any] = {}
+    if vllm:
+        place = {"vllm_mode": "server", "vllm_server_base_url": vllm.url} if vllm.url else {"vllm_mode": "colocate"}
+        longest = config.data.max_length + grpo.max_answer
+        server = place | {"use_vllm": True, "vllm_gpu_memory_utilization": vllm.memory, "vllm_max_model_length": longest}
+    return trl.GRPOConfig(
+        **_common(config),
+        **server,
+        num_generations=grpo.answers,
+        num_generations_eval=1,
+        max_completion_length=grpo.max_answer,
+        temperature=grpo.temperature,
+        loss_type=grpo.loss,
+        scale_rewards=grpo.scale,
+        beta=grpo.beta,
+        mask_truncated_completions=grpo.mask_truncated,
+        num_iterations=1,
+        reward_weights=list(config.rewards.weights.values()),
+        shuffle_dataset=False,  # TRL's order of a second epoch is another after a resume; prepare.py has drawn one
+        disable_dropout=True,  # answers are sampled in training mode
+        chat_template_kwargs={"today_date": config.data.today},  # the day's else, and another prompt after a resume
+        log_completions=False,
+    )
 
 
 def _common(config: RecipeConfig) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class Signals(TrainerCallback):
 class Soundness(TrainerCallback):
     """Ends a run whose curves would look healthy, or would not be looked at: all ranks see the same numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_rest: bool = False) -> None:
+        """`may_rest`: a step may have no gradient, as GRPO's when the answers of each group are worth the same."""
+        self._may_rest = may_rest
         self._looked = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -89,7 +91,7 @@ class Soundness(TrainerCallback):
                 f"step {state.global_step}: loss {loss}, gradient norm {norm}; lower optim.learning_rate, or look at the data "
                 "with `python -m post_training preview`. The newest checkpoint is from before"
             )
-        if norm == 0:
+        if norm == 0 and not self._may_rest:
             raise UserError(
                 f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data "
                 "with `python -m post_training preview`, and at lora.targets"

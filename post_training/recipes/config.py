@@ -3,6 +3,7 @@
     mid          continued pre-training on all tokens          MidConfig
     sft          the assistant's turns                         SftConfig
     preference   APO, DPO, KTO, ORPO on pairs                  PreferenceConfig
+    grpo         answers sampled and judged                    GrpoConfig, with grpo_config.py
 
 Defaults that are SmolLM3's come from its published recipes (alignment-handbook 925acdf: mid.yaml, sft.yaml, apo.yaml).
 """
@@ -12,7 +13,9 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from post_training.config import PreparationConfig
-from smol_config import Section
+from post_training.recipes.grpo_config import Grpo
+from post_training.rewards import Rewards
+from smol_config import Section, nearest
 
 Precision = Literal["bf16", "fp32"]
 
@@ -27,7 +30,7 @@ class Train(Section):
     steps: PositiveInt | None = None
     """Optimizer steps."""
     micro_batch_size: PositiveInt = 1
-    """Rows (packed, or samples, or pairs) in one forward pass of one process."""
+    """Rows (packed, or samples, or pairs, or sampled answers) in one forward pass of one process."""
     global_batch_size: PositiveInt
     """Rows in one step of all processes; a multiple of micro_batch_size x processes."""
     seed: NonNegativeInt = 0
@@ -191,4 +194,54 @@ class PreferenceConfig(RecipeConfig):
         return found
 
 
-RECIPES: dict[str, type[RecipeConfig]] = {"mid": MidConfig, "sft": SftConfig, "preference": PreferenceConfig}
+class GrpoConfig(RecipeConfig):
+    """Reinforcement learning on prompts. A row of the batch is one sampled answer."""
+
+    grpo: Grpo
+    rewards: Rewards
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        answers, batch = self.grpo.answers, self.train.global_batch_size
+        if self.data.kind != "prompts":
+            kind = self.data.sources[0].kind
+            found.append(f"data.sources: kind={kind} is not for this recipe, which samples answers to kind: prompts")
+        if batch % answers:
+            found.append(f"train.global_batch_size={batch} answers are not whole groups of grpo.answers={answers}; change one")
+        if not self.rewards.weights:
+            found.append("rewards: none is chosen; write format, accuracy or length")
+        for mode in ("no_think", "think"):
+            interval = getattr(self.rewards.length, mode, None)
+            if interval and interval[1] > self.grpo.max_answer:
+                found.append(
+                    f"rewards.length.{mode}={list(interval)} ends beyond grpo.max_answer={self.grpo.max_answer}, where answers "
+                    "are cut; let it end there or before"
+                )
+        return [*found, *self._accuracy_problems()]
+
+    def _accuracy_problems(self) -> list[str]:
+        accuracy, sources = self.rewards.accuracy, [*self.data.sources, *self.data.held_out]
+        if accuracy is None or self.data.kind != "prompts":
+            return []
+        found = []
+        without = [source.name for source in sources if accuracy.column not in source.keep]
+        names = [source.name for source in sources if source.name not in without]
+        if not names or (without and len(self.rewards.weights) == 1):
+            found.append(
+                f"rewards.accuracy: source {without[0]} keeps no column {accuracy.column!r}, so that nothing judges its "
+                f"answers; write keep: [{accuracy.column}] there, or choose another reward too"
+            )
+        found += [
+            f"rewards.accuracy.exact: {name!r} is no source that keeps {accuracy.column!r}; {nearest(name, names)}"
+            for name in accuracy.exact
+            if name not in names
+        ]
+        return found
+
+
+RECIPES: dict[str, type[RecipeConfig]] = {
+    "mid": MidConfig,
+    "sft": SftConfig,
+    "preference": PreferenceConfig,
+    "grpo": GrpoConfig,
+}

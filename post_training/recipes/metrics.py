@@ -15,10 +15,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-METRICS, LOST = "metrics.jsonl", "metrics_lost.jsonl"
-_NAMES = {"mean_token_accuracy": "token_accuracy"}
+METRICS = "metrics.jsonl"
+_NAMES = {"mean_token_accuracy": "token_accuracy", "frac_reward_zero_std": "rewards/equal_groups"}
 """Where TRL's name for something is not ours."""
-_LEFT_OUT = ("epoch", "num_tokens", "runtime", "samples_per_second", "steps_per_second")
+_LEFT_OUT = ("epoch", "num_tokens", "runtime", "samples_per_second", "steps_per_second", "step_time")
 
 
 class Metrics(TrainerCallback):
@@ -85,7 +85,8 @@ def _named(name: str) -> str | None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cut a metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to LOST."""
+    """Cut a file such as metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to
+    metrics_lost.jsonl."""
     if not path.exists():
         return
     kept: list[str] = []
@@ -96,7 +97,7 @@ def keep_until(path: Path, step: int) -> None:
         except ValueError:
             continue
     if lost:
-        with path.with_name(LOST).open("a", encoding="utf8") as file:
+        with path.with_name(f"{path.stem}_lost.jsonl").open("a", encoding="utf8") as file:
             file.writelines(lost)
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf8")

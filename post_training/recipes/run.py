@@ -1,4 +1,4 @@
-"""`mid`, `sft`, `preference`: a run from its configuration to its exit code. The last of the recipes' files to read.
+"""`mid`, `sft`, `preference`, `grpo`: a run from its configuration to its exit code. The last of the recipes' files to read.
 
     configuration -> processes -> data -> trainer -> newest whole checkpoint -> train -> exit code
 
@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from post_training.recipes.config import RECIPES, RecipeConfig
+from post_training.recipes.config import RECIPES, GrpoConfig, RecipeConfig
 from post_training.recipes.exit_codes import DONE, REFUSED
 from smol_config import load, to_yaml
 from smol_console import add_command
@@ -20,6 +20,7 @@ _SUMMARIES = {
     "mid": "Mid-training: go on with the base model on reasoning, all tokens trained.",
     "sft": "Supervised fine-tuning on the assistant's turns.",
     "preference": "Preference optimisation on pairs: apo_zero, dpo, kto or orpo.",
+    "grpo": "Reinforcement learning: sampled answers to prompts, judged by rewards that code computes.",
 }
 
 
@@ -64,6 +65,7 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
 
     from post_training.recipes.callbacks import ShowProgress, Soundness
     from post_training.recipes.checkpoints import Checkpoints, remove_unfinished, step_of, tokens_of, whole_checkpoints
+    from post_training.recipes.grpo import RewardWatch
     from post_training.recipes.metrics import Metrics
     from post_training.recipes.trainers import make_trainer
 
@@ -83,7 +85,10 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
     if newest and step_of(newest) >= _last_step(trainer):
         checkpoints.complete()
         return DONE
-    for callback in (signals, Soundness(), Metrics(run, trainer), checkpoints, ShowProgress(config.train.global_batch_size)):
+    callbacks = [signals, Soundness(), Metrics(run, trainer), checkpoints, ShowProgress(config.train.global_batch_size)]
+    if isinstance(config, GrpoConfig):
+        callbacks[1:2] = [Soundness(may_rest=True), RewardWatch(config, trainer)]
+    for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return signals.code or DONE

@@ -3,21 +3,23 @@
     mid, sft           trl.SFTTrainer
     preference  apo_zero, dpo   Pairs, which is trl.DPOTrainer       kto   UnpairedPairs, trl.KTOTrainer
                 orpo            OddsRatio, trl.SFTTrainer with the loss of pairs
+    grpo               Sampled, which is trl.GRPOTrainer, with the rewards of grpo.py
 
-All count a pair as one row of the batch.
+A pair counts as one row of the batch, and so does each sampled answer.
 """
 
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
-from trl import DPOTrainer, KTOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from post_training.prepare import Prepared
+from post_training.recipes import grpo
 from post_training.recipes.arguments import lora_arguments
-from post_training.recipes.config import PreferenceConfig, RecipeConfig
+from post_training.recipes.config import GrpoConfig, PreferenceConfig, RecipeConfig
 from smol_config import UserError
 
 _PAIR = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -26,6 +28,9 @@ _PAIR = ["prompt_ids", "chosen_ids", "rejected_ids"]
 def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> Any:
     """The trainer of a recipe, its model loaded. Raises UserError for too few rows, and for a model that does not load."""
     rows, step = len(prepared.train), config.train.global_batch_size
+    if isinstance(config, GrpoConfig):
+        grpo.check_prompts(config, prepared)
+        rows *= config.grpo.answers
     if rows < step:
         raise UserError(
             f"the data has {rows:,} rows and train.global_batch_size={step}, so that an epoch has no step; lower it"
@@ -51,6 +56,8 @@ def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> An
 
 
 def _of(config: RecipeConfig, settings: dict[str, Any], pad: int) -> Any:
+    if isinstance(config, GrpoConfig):
+        return Sampled(**settings, reward_funcs=grpo.reward_functions(config, settings["processing_class"]))
     if not isinstance(config, PreferenceConfig):
         return Supervised(**settings)
     if config.preference.loss == "orpo":
@@ -165,6 +172,27 @@ class OddsRatio(_AsPrepared, SFTTrainer):
         found: dict[str, torch.Tensor] = {"nll": -chosen, "log_odds": log_odds, "rewards/accuracies": (log_odds > 0).float()}
         for name, values in found.items():
             self._metrics[mode][name].append(gathered(values.detach()).mean().item())
+
+
+class Sampled(_AsPrepared, GRPOTrainer):
+    """GRPO, which counts tokens where the others do, and tells of each reward which share of the groups it leaves equal."""
+
+    def _generate_and_score_completions(self: Any, inputs: Any) -> Any:
+        before = self.state.num_input_tokens_seen
+        output = super()._generate_and_score_completions(inputs)
+        self._total_train_tokens += self.state.num_input_tokens_seen - before
+        self._metrics["eval"].pop("frac_reward_zero_std", None)  # of groups of one
+        return output
+
+    def _calculate_rewards(self: Any, *given: Any) -> torch.Tensor:
+        found: torch.Tensor = super()._calculate_rewards(*given)
+        if self.model.training:
+            groups = found.view(-1, self.num_generations, found.shape[1])
+            low, high = groups.nan_to_num(torch.inf).amin(1), groups.nan_to_num(-torch.inf).amax(1)
+            for name, equal, applies in zip(self.reward_func_names, (low == high).T, (low <= high).T, strict=True):
+                if applies.any():
+                    self._metrics["train"][f"rewards/{name}/equal_groups"].append(equal[applies].float().mean().item())
+        return found
 
 
 def _log1mexp(values: torch.Tensor) -> torch.Tensor:

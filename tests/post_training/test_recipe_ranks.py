@@ -1,11 +1,13 @@
 """Several processes, by torchrun over gloo, as on a machine of several GPUs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from grpo_kit import grpo_config, undecided
 from recipe_kit import metrics, run, write_config
 from safetensors.numpy import load_file
 
@@ -47,6 +49,22 @@ def test_fsdp2_goes_on_where_it_stopped_with_fp32_masters_under_bf16(tmp_path: P
     assert result.returncode == 0 and "goes on from step 2" in result.stdout
     for line, wanted in zip(metrics(tmp_path / "run"), whole, strict=True):
         assert (line["step"], line["tokens"], line["train/loss"]) == (wanted["step"], wanted["tokens"], wanted["train/loss"])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_group_that_two_processes_sample_is_compared_as_one(kind: str, tmp_path: Path, chat_folder: Path) -> None:
+    """Each process samples eight of sixteen answers to each question, not the same ones, and the reward rises."""
+    changes: dict[str, Any] = {"train": {"steps": 10, "micro_batch_size": 8}, "grpo": {"answers": 16, "max_answer": 4}}
+    config = grpo_config(tmp_path, undecided(tmp_path / "start", chat_folder), changes)
+    result = two_processes("grpo", config, f"train.accelerate={kind}")
+    assert result.returncode == 0, result.stderr
+    found = metrics(tmp_path / "run")
+    rewards = [line["train/rewards/accuracy/mean"] for line in found]
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
+    assert [line["tokens"] for line in found] == sorted({line["tokens"] for line in found})
+    first = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").read_text().splitlines()][:16]
+    assert len({str(line["prompt"]) for line in first}) == 1
+    assert [line["answer"] for line in first[:8]] != [line["answer"] for line in first[8:]]
 
 
 def test_what_rank_0_refuses_ends_all(tmp_path: Path, chat_folder: Path) -> None:

@@ -33,7 +33,7 @@ FAULTS: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "missing config": (["pretrain", "no/such.yaml"], {}, ["config file no/such.yaml cannot be read"]),
     "bad setting": (["pretrain", "C", "train.sed=1"], {}, ["train.sed: unknown key", "'seed'"]),
     "no layout for the ranks": (["pretrain", "C"], {"SMOL_NODES": "3"}, ["gpus=3 make 3 copies of the model"]),
-    "no recipe": (["post_training", "SFT"], {}, ["recipe '' is unknown; known: mid, preference, sft", "behind --"]),
+    "no recipe": (["post_training", "SFT"], {}, ["recipe '' is unknown; known: grpo, mid, preference, sft", "behind --"]),
     "unknown recipe": (["post_training", "SFT", "--", "sftt"], {}, ["recipe 'sftt' is unknown; did you mean 'sft'?"]),
     "another recipe's": (["post_training", "SFT", "--", "preference"], {"MODEL": "x"}, ["preference: missing"]),
     "no batch for the ranks": (
