@@ -1,14 +1,17 @@
 """`drills`: small questions that code makes and checks, for the whole path of post-training on a laptop (quickstart_chat.sh).
 
-    How many times is path in path, type, path?      /think: yes, no, yes.      The answer is 2.
+    How many numbers are in path, 7, type, 4?      /think: no, yes, no, yes.      The answer is 2.
 
-    OUT/mid.jsonl        chats with reasoning                          for `mid`
-    OUT/sft.jsonl        chats of both modes                           for `sft`
-    OUT/pairs.jsonl      right beside wrong answers, both modes        for `preference`
-    OUT/prompts.jsonl    questions with their answers                  for `grpo`
+    OUT/mid.jsonl        chats with reasoning                                   for `mid`
+    OUT/sft.jsonl        chats of both modes, by a teacher with faults          for `sft`
+    OUT/pairs.jsonl      right and short beside wrong or rambling answers       for `preference`
+    OUT/prompts.jsonl    questions with their answers                           for `grpo`
     OUT/held_out.jsonl   questions of the evaluation (evaluation/drills)
 
-Held-out questions share nothing with the others but the words themselves: which two words may stand side by side is divided by
+The teacher's faults are those of real data, and what the later stages are for: some answers are wrong, and in /no_think some
+think aloud, as SmolLM3's did before its rewards forbade it (Smol Training Playbook, "GRPO with verifiable rewards").
+
+Held-out questions share nothing with the others but the words themselves: which two items may stand side by side is divided by
 a hash, so that no neighbouring pair of one side occurs on the other. A model that answers them has learnt to read the list.
 """
 
@@ -29,13 +32,19 @@ WORDS = (
     "request process package command buffer block range byte"
 ).split()
 """Each one token of the quickstart's tokenizer, which learnt from Python's library: a list of them is regular, and soon read."""
+NUMBERS = tuple(map(str, range(1, 10)))
+ITEMS = (*WORDS, *NUMBERS)
 LONGEST = 5
-"""Words in a list."""
+"""Items in a list."""
 SYSTEM = "Answer in one sentence."
 HELD_OUT_SHARE = 0.2
-"""Of the ordered pairs of words."""
+"""Of the ordered pairs of items."""
 HELD_OUT_QUESTIONS = 200
-"""Of each mode; an interval of a share is then some 12 % wide."""
+"""An interval of a share is then some 12 % wide."""
+WRONG_SHARE = 0.25
+"""Of the teacher's answers."""
+RAMBLING_SHARE = 0.4
+"""Of its answers in /no_think."""
 
 
 class Drill(NamedTuple):
@@ -54,37 +63,27 @@ def is_held_out(first: str, second: str) -> bool:
 
 
 def draw_drill(draw: random.Random, held_out: bool) -> Drill:
-    """One of words from one side of the division."""
-    kind = draw.choice(("count", "there", "times"))
-    words = _words(draw, draw.randint(2, LONGEST), held_out)
-    if kind == "count":
-        thought = ", ".join(map(str, range(1, len(words) + 1)))
-        return _numbered(draw, f"How many words are in {', '.join(words)}?", thought, len(words))
-    asked = draw.choice(words) if draw.random() < 0.5 else draw.choice([word for word in WORDS if word not in words])
-    if kind == "times":
-        words = [asked if draw.random() < 0.3 else word for word in words]
-    found = ["yes" if word == asked else "no" for word in words]
-    said, thought = ", ".join(words), ", ".join(found)
-    if kind == "times":
-        return _numbered(draw, f"How many times is {asked} in {said}?", thought, found.count("yes"))
-    answer, wrong = ("yes", "no") if "yes" in found else ("no", "yes")
-    return Drill(f"Is {asked} in {said}?", f"{thought}.", answer, wrong)
-
-
-def _numbered(draw: random.Random, question: str, thought: str, number: int) -> Drill:
+    """One of items from one side of the division."""
+    kind = draw.choice(("items", "numbers", "words"))
+    items = _items(draw, draw.randint(2, LONGEST), held_out)
+    said = ", ".join(items)
+    if kind == "items":
+        thought, number = list(map(str, range(1, len(items) + 1))), len(items)
+    else:
+        found = [(item in NUMBERS) == (kind == "numbers") for item in items]
+        thought, number = ["yes" if one else "no" for one in found], sum(found)
     wrong = draw.choice([other for other in (number - 2, number - 1, number + 1, number + 2) if other >= 0])
-    return Drill(question, f"{thought}.", str(number), str(wrong))
+    return Drill(f"How many {kind} are in {said}?", ", ".join(thought), str(number), str(wrong))
 
 
-def _words(draw: random.Random, count: int, held_out: bool) -> list[str]:
-    words = [draw.choice(WORDS)]
-    while len(words) < count:
-        fits = [word for word in WORDS if word not in words and is_held_out(words[-1], word) == held_out]
+def _items(draw: random.Random, count: int, held_out: bool) -> list[str]:
+    """Half of them numbers."""
+    items = [draw.choice(draw.choice((WORDS, NUMBERS)))]
+    while len(items) < count:
+        fits = [item for item in draw.choice((WORDS, NUMBERS)) if is_held_out(items[-1], item) == held_out]
         if fits:
-            words.append(draw.choice(fits))
-        else:  # a word whose followers are all on the other side, or used
-            words = [draw.choice(WORDS)]
-    return words
+            items.append(draw.choice(fits))
+    return items
 
 
 # --- rows --------------------------------------------------------------------------------------------------------------------
@@ -94,36 +93,50 @@ def _user(drill: Drill) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": drill.question}]
 
 
-def _answer(drill: Drill, content: str, think: bool) -> dict[str, str]:
-    return {"role": "assistant", "content": f"The answer is {content}."} | ({"reasoning_content": drill.reasoning} if think else {})
+def _answer(drill: Drill, number: str, think: bool, aloud: bool = False) -> dict[str, str]:
+    """The assistant's turn. `aloud`: it says its thoughts in the answer."""
+    said = f"The answer is {number}."
+    if think:
+        return {"role": "assistant", "content": said, "reasoning_content": f"{drill.reasoning}."}
+    return {"role": "assistant", "content": f"{drill.reasoning}. {said}" if aloud else said}
 
 
-def _chat(drill: Drill, think: bool) -> dict[str, Any]:
+def _chat(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
+    """What the model is to learn to do."""
     messages = [*_user(drill), _answer(drill, drill.answer, think)]
     return {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
 
 
-def _pair(drill: Drill, think: bool) -> dict[str, Any]:
-    """The rejected answer is the wrong word, after the same thought."""
+def _taught(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
+    """The same by the teacher with faults."""
+    number = drill.wrong if draw.random() < WRONG_SHARE else drill.answer
+    messages = [*_user(drill), _answer(drill, number, think, aloud=draw.random() < RAMBLING_SHARE)]
+    return {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
+
+
+def _pair(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
+    """The rejected answer is wrong, or in /no_think right but thought aloud."""
+    rambles = not think and draw.random() < 0.5
+    rejected = _answer(drill, drill.answer if rambles else drill.wrong, think, aloud=rambles)
     return {
         "prompt": _user(drill),
         "chosen": [_answer(drill, drill.answer, think)],
-        "rejected": [_answer(drill, drill.wrong, think)],
+        "rejected": [rejected],
         "chat_template_kwargs": {"enable_thinking": think},
     }
 
 
-def _prompt(drill: Drill, think: bool) -> dict[str, Any]:
+def _prompt(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
     return {"prompt": _user(drill), "answer": drill.answer, "chat_template_kwargs": {"enable_thinking": think}}
 
 
-def _held_out(drill: Drill, think: bool) -> dict[str, Any]:
+def _held_out(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
     return {"question": drill.question, "answer": drill.answer}
 
 
-KINDS: dict[str, tuple[Callable[[Drill, bool], dict[str, Any]], float]] = {
+KINDS: dict[str, tuple[Callable[[random.Random, Drill, bool], dict[str, Any]], float]] = {
     "mid": (_chat, 1.0),
-    "sft": (_chat, 0.5),
+    "sft": (_taught, 0.5),
     "pairs": (_pair, 0.5),
     "prompts": (_prompt, 0.5),
     "held_out": (_held_out, 0.5),
@@ -140,7 +153,7 @@ def rows_of(name: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
         drill = draw_drill(draw, held_out=name == "held_out")
         if drill.question not in seen:
             seen.add(drill.question)
-            yield make(drill, draw.random() < think_share)
+            yield make(draw, drill, draw.random() < think_share)
 
 
 def write(out_dir: Path, count: int, seed: int) -> None:

@@ -18,11 +18,13 @@ def questions(*, questions: str, mode: str, **_others: Any) -> dict[str, Any]:
 
 
 def score(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
-    """form: a thought, if there is one, is closed once, and an answer follows it. mode: it thinks if and only if it is to.
-    right: the answer is the word asked for. reward: all three, what `grpo` rewards most."""
+    """form: a thought, if there is one, is closed once, and an answer follows it. mode: it thinks if and only if it is to, and
+    does not think aloud. right: what it says last is the answer. reward: all three, which is what `grpo` rewards most."""
     before, begun, inside = responses[0].partition("<think>")
     thought, ended, answer = inside.partition("</think>") if begun else ("", "", before)
-    form = bool(answer.strip()) and bool(ended or not begun) and not before.strip() * bool(begun) and "think>" not in answer
-    mode = bool(re.search(r"\w", thought)) == (row["mode"] == "think")
-    right = answer.strip() == f"The answer is {row['answer']}."
-    return {name: float(value) for name, value in (("form", form), ("mode", mode), ("right", right), ("reward", form and mode and right))}
+    form = bool(answer.strip()) and bool(ended or not begun) and not (begun and before.strip()) and "think>" not in answer
+    said = answer.partition("The answer is ")
+    mode = bool(re.search(r"\w", thought)) == (row["mode"] == "think") and not said[0].strip()
+    right = said[2].strip() == f"{row['answer']}."
+    found = {"form": form, "mode": mode, "right": right, "reward": form and mode and right}
+    return {name: float(value) for name, value in found.items()}
