@@ -1,6 +1,6 @@
 """`drills`: small questions that code makes and checks, for the whole path of post-training on a laptop (quickstart_chat.sh).
 
-    How many numbers are in path, 7, type, 4?      /think: no, yes, no, yes.      The answer is 2.
+    How many long words are in path, function, type?      /think: no, yes, no.      The answer is 1.
 
     OUT/mid.jsonl        chats with reasoning                                   for `mid`
     OUT/sft.jsonl        chats of both modes, by a teacher with faults          for `sft`
@@ -11,7 +11,7 @@
 The teacher's faults are those of real data, and what the later stages are for: some answers are wrong, and in /no_think some
 think aloud, as SmolLM3's did before its rewards forbade it (Smol Training Playbook, "GRPO with verifiable rewards").
 
-Held-out questions share nothing with the others but the words themselves: which two items may stand side by side is divided by
+Held-out questions share nothing with the others but the words themselves: which two words may stand side by side is divided by
 a hash, so that no neighbouring pair of one side occurs on the other. A model that answers them has learnt to read the list.
 """
 
@@ -32,13 +32,13 @@ WORDS = (
     "request process package command buffer block range byte"
 ).split()
 """Each one token of the quickstart's tokenizer, which learnt from Python's library: a list of them is regular, and soon read."""
-NUMBERS = tuple(map(str, range(1, 10)))
-ITEMS = (*WORDS, *NUMBERS)
+LONG = 6
+"""Letters from which a word is called long."""
 LONGEST = 5
-"""Items in a list."""
+"""Words in a list."""
 SYSTEM = "Answer in one sentence."
 HELD_OUT_SHARE = 0.2
-"""Of the ordered pairs of items."""
+"""Of the ordered pairs of words."""
 HELD_OUT_QUESTIONS = 200
 """An interval of a share is then some 12 % wide."""
 WRONG_SHARE = 0.25
@@ -63,27 +63,27 @@ def is_held_out(first: str, second: str) -> bool:
 
 
 def draw_drill(draw: random.Random, held_out: bool) -> Drill:
-    """One of items from one side of the division."""
-    kind = draw.choice(("items", "numbers", "words"))
-    items = _items(draw, draw.randint(2, LONGEST), held_out)
-    said = ", ".join(items)
-    if kind == "items":
-        thought, number = list(map(str, range(1, len(items) + 1))), len(items)
-    else:
-        found = [(item in NUMBERS) == (kind == "numbers") for item in items]
+    """One of words from one side of the division."""
+    kind = draw.choice(("", "short ", "long "))
+    words = _words(draw, draw.randint(2, LONGEST), held_out)
+    if kind:
+        found = [(len(word) >= LONG) == (kind == "long ") for word in words]
         thought, number = ["yes" if one else "no" for one in found], sum(found)
+    else:
+        thought, number = list(map(str, range(1, len(words) + 1))), len(words)
     wrong = draw.choice([other for other in (number - 2, number - 1, number + 1, number + 2) if other >= 0])
-    return Drill(f"How many {kind} are in {said}?", ", ".join(thought), str(number), str(wrong))
+    return Drill(f"How many {kind}words are in {', '.join(words)}?", ", ".join(thought), str(number), str(wrong))
 
 
-def _items(draw: random.Random, count: int, held_out: bool) -> list[str]:
-    """Half of them numbers."""
-    items = [draw.choice(draw.choice((WORDS, NUMBERS)))]
-    while len(items) < count:
-        fits = [item for item in draw.choice((WORDS, NUMBERS)) if is_held_out(items[-1], item) == held_out]
+def _words(draw: random.Random, count: int, held_out: bool) -> list[str]:
+    words = [draw.choice(WORDS)]
+    while len(words) < count:
+        fits = [word for word in WORDS if word not in words and is_held_out(words[-1], word) == held_out]
         if fits:
-            items.append(draw.choice(fits))
-    return items
+            words.append(draw.choice(fits))
+        else:  # a word whose followers are all on the other side, or used
+            words = [draw.choice(WORDS)]
+    return words
 
 
 # --- rows --------------------------------------------------------------------------------------------------------------------
