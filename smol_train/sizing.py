@@ -49,7 +49,7 @@ class Work(Section):
 
     parameters: float
     asked: str
-    """tokens, GPUs or days: what followed from the two others."""
+    """tokens, gpus or days: what followed from the two others."""
     mfu: float
     """Assumed."""
     peak_tflops: float
@@ -205,7 +205,7 @@ def _work(options: argparse.Namespace, config: RunConfig | None) -> Work:
     attention = config.model.flops_per_token(config.data.sequence_length) if config else None
     return Work(
         parameters=parameters,
-        asked={"gpus": "GPUs"}.get(missing[0], missing[0]),
+        asked=missing[0],
         mfu=options.mfu,
         peak_tflops=peak,
         by_6nd=budget(6 * parameters, **settings),
@@ -241,7 +241,7 @@ def _work_text(work: Work) -> str:
         ["days", *(f"{one.days:,.4g}" for one in columns)],
         ["GPU-hours", *(f"{one.gpu_hours:,.0f}" for one in columns)],
     ]
-    if work.asked == "GPUs" and work.with_attention:
+    if work.asked == "gpus" and work.with_attention:
         fits = [f"{one.gpus_that_fit:,}" if one.gpus_that_fit else "batch too small" for one in columns]
         rows.insert(4, ["  that the batch divides over", *fits])
     if work.by_6nd.cost is not None:
@@ -249,7 +249,7 @@ def _work_text(work: Work) -> str:
     rate = f"MFU {work.mfu:.0%} of {work.peak_tflops:,.0f} TFLOP/s = {work.mfu * work.peak_tflops:,.4g} a GPU"
     return "\n".join(
         (
-            f"{work.parameters:,.0f} parameters, assumed {rate}; {work.asked} follow",
+            f"{work.parameters:,.0f} parameters, assumed {rate}; {work.asked.replace('gpus', 'GPUs')} follow",
             "",
             table(["", "6 N D", "attention counted"][: len(columns) + 1], rows),
         )

@@ -123,6 +123,18 @@ def test_the_kv_cache_is_as_large_as_the_one_that_transformers_fills() -> None:
     assert found.weights == sum(parameter.nbytes for parameter in network.parameters())
 
 
+def test_the_figures_of_the_playbook_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/playbook.md").read_text(encoding="utf8")
+    work = answer(capsys, "--config", SMOLLM3, "--days", "28")["work"]
+    rule, counted = work["by_6nd"], work["with_attention"]
+    assert f"{counted['gpus']} GPUs, or {rule['gpus']} by 6 N D" in text
+    assert rule["gpus_that_fit"] == counted["gpus_that_fit"] == 384
+    long_64k = str(ROOT / "configs/smollm3/long_64k.yaml")
+    cache = answer(capsys, "--config", long_64k, "--context", "65536", "--sequences", "16", "--gpu", "h100")["serving"]
+    one = cache["bytes_per_sequence"] / 2**30
+    assert f"{cache['bytes_per_token']:,} bytes a token, {one:.3g} GiB a sequence, and {cache['fitting']} sequences" in text
+
+
 def test_sequences_fit_beside_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     run = config(SMOLLM3)
     one = 73_728 * 65_536
