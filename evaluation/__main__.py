@@ -65,10 +65,14 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, add the scalars."""
     suite = load_suite(options.suite, options.overrides)
     asked = _asked(suite, options)
+    if options.served_model and not options.server:
+        raise UserError("--served-model is a name at a server; give --server too")
     _calm_progress_bars()
     from evaluation.run import run as run_suite
+    from evaluation.server import find
 
-    record = run_suite(options.hf_dir, suite, asked, options.output, options.subset)
+    server = find(options.server, options.served_model) if options.server else None
+    record = run_suite(options.hf_dir, suite, asked, options.output, options.subset, server, options.concurrency)
     print(result_table(record))
     if options.tensorboard:
         for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
@@ -143,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "run", "Score a model on a suite of tasks.", " --output runs/quickstart/scores")
     command.add_argument("--output", metavar="OUT_DIR", type=Path, required=True, help="a new folder: results.json, samples/")
     command.add_argument("--subset", metavar="N", type=whole_number(1), help="at most N questions a task, drawn by the seed")
+    command.add_argument("--server", metavar="URL", help="who answers, as http://HOST:8000/v1 of vLLM; without it transformers")
+    command.add_argument("--served-model", metavar="NAME", help="the server's name of the model; needless if it has one")
+    command.add_argument(
+        "--concurrency", metavar="N", type=whole_number(1), default=32, help="requests to the server at once (default 32)"
+    )
     command.add_argument(
         "--tensorboard", metavar="DIR", type=Path, help="add the scores to DIR, by training step and by tokens"
     )
