@@ -1,7 +1,8 @@
 """Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
-    run        a folder through a suite of tasks; show: the prompts of one
+    run        a folder through a suite of tasks, by transformers or a server; show: the prompts of one
+    prefetch   a suite's data, for nodes without internet
     compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, properties_report, scaling_report
+from evaluation import compare, prefetch, properties_report, scaling_report
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_missing
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    prefetch.add_parser(commands)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)
@@ -172,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
+    if wrong := [
+        word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "prefetch", "ablate")
+    ]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))
 
