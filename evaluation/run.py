@@ -196,9 +196,7 @@ def _check_generation(model: HFLM, loaded: Sequence[Loaded]) -> None:
                 "lower it in generation, or raise max_length"
             )
         if settings.get("do_sample") and not settings.get("temperature"):
-            raise UserError(
-                f"task {task.task_name}: do_sample without temperature; add temperature: 1.0 or another to generation"
-            )
+            raise UserError(f"task {task.task_name}: do_sample without temperature; give both in generation")
 
 
 def system_message(suite: Suite, mode: Mode) -> str | None:

@@ -31,7 +31,7 @@ def test_a_server_gives_the_scores_of_the_transformers_engine(
         suite = write_suite([*tasks, {"name": "text_code", "subset": 2}], data=data)
         assert run(chat_model, suite, tmp_path / f"served_{context}", "--server", server.url, "--concurrency", "4") == 0
         own, served = record(tmp_path / f"own_{context}"), record(tmp_path / f"served_{context}")
-        assert len(own["results"]) > 30 and served["results"] == pytest.approx(own["results"], abs=1e-4)
+        assert len(own["results"]) > 25 and served["results"] == pytest.approx(own["results"], abs=1e-4)
         assert served["tasks"] == own["tasks"] and own["tasks"]["colours"]["truncated"] == 3
         for path in sorted((tmp_path / f"own_{context}" / "samples").iterdir()):
             for one, other in zip(lines(path), lines(tmp_path / f"served_{context}" / "samples" / path.name), strict=True):
