@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import UndefinedError
 from lm_eval.api.filter import Filter
 from lm_eval.api.group import Group
@@ -25,6 +26,8 @@ from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
 from smol_config import UserError, nearest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+UNREACHABLE = (ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, ImportError, AssertionError)
+"""What comes of data that the Hub does not give and of packages that are missing, or (lm-eval's AssertionError) too old."""
 
 
 class Loaded(NamedTuple):
@@ -53,8 +56,7 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
         for mode in one.modes:
             try:
                 roots = _load(manager, one)
-            except (ConnectionError, ImportError, AssertionError, datasets.exceptions.DatasetNotFoundError) as error:
-                # AssertionError: lm-eval's own, of a package in another version
+            except UNREACHABLE as error:
                 missing[one.label] = " ".join(str(error).split())
                 break
             if one.form == "mcf" and any(isinstance(root, Group) for root in roots):
@@ -75,7 +77,7 @@ def fetch(suite: Suite, hf_dir: Path | None) -> Iterator[tuple[str, str | None]]
     for one in {one.name: one for one in suite.tasks}.values():
         try:
             roots = _load(manager, one)
-        except (OSError, ImportError, AssertionError, LookupError, UserError) as error:
+        except (*UNREACHABLE, OSError, LookupError, UserError) as error:
             yield one.name, " ".join(str(error).split())
             continue
         tasks = Loaded(one, "base", roots).tasks

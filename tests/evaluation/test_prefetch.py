@@ -46,11 +46,13 @@ def test_a_suite_runs_without_the_hub_after_prefetch(
             reach.setattr(f"datasets.config.{setting}", value)
         assert main(["prefetch", "--suite", str(suite)]) == 1
         said = capsys.readouterr()
-        assert "colours: there\nabsent: not there: Dataset 'org/absent' doesn't exist on the Hub" in said.out
+        assert "colours: there\nabsent: not there: 404 Client Error. Repository Not Found" in said.out
         assert f"later: there\ndatasets: {caches}/datasets\nfiles of the Hub: {caches}/hub\n" in said.out
         assert said.out.endswith(f"on nodes without internet: export HF_HUB_OFFLINE=1 HF_HOME={caches}\n")
         assert "1 of 3 tasks are not there; give the command again, or take them out" in said.err
         assert hub.downloads() == ["test.jsonl"]
+        assert run(base_model, suite, tmp_path / "part") == 1
+        assert record(tmp_path / "part")["not_run"].keys() == {"absent"}
         assert main(["prefetch", "--suite", str(suite), "tasks=[{name: colours}]"]) == 0
     assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
     assert record(tmp_path / "out")["tasks"]["colours"]["questions"] == len(COLOURS)
