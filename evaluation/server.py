@@ -146,7 +146,8 @@ class ServedModel(HFLM):
         asked: Counter[str] = Counter()
         for context, settings in (request.args for request in requests):
             given: dict[str, Any] = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
-            stop, most, _ = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
+            stop, most = given.pop("until"), given.pop("max_gen_toks")
+            given["temperature"] = given.get("temperature", 0.0) if given.pop("do_sample") else 0.0  # left out it would be 1
             body = {"model": self.server.model, "max_tokens": most, "stop": stop, **given}
             body["prompt"] = self.tok_encode(context, left_truncate_len=self.max_length - most)
             number = asked[same := json.dumps(body)]  # with one seed all responses to a question would be the same

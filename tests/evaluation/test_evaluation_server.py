@@ -53,6 +53,17 @@ def test_each_response_to_a_question_has_its_own_seed(
     assert len({*first["responses"][0]}) == 3
 
 
+def test_a_task_that_says_nothing_of_sampling_is_answered_greedily(
+    chat_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, server: CompletionsServer
+) -> None:
+    scored = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+    settings = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": scored}
+    write_task("said", COLOURS[:1], **settings, generation_kwargs={"until": ["e"], "max_gen_toks": 4})
+    assert run(chat_model, write_suite([{"name": "said"}]), tmp_path / "out", "--server", server.url) == 0
+    [body] = server.requests
+    assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.0, 4, ["e"])
+
+
 def test_a_server_that_is_busy_breaks_off_or_talks_nonsense_is_asked_again(
     chat_model: Path,
     tmp_path: Path,
