@@ -110,7 +110,8 @@ def test_a_server_that_dies_is_told_and_what_it_answered_is_not_asked_again(
     server.fault = lambda number: None
     server.requests.clear()
     assert run(chat_model, suite, out, "--server", server.url) == 0
-    assert len(server.requests) == 24 - 10 and sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    asked = {str(body["prompt"]) for body in server.requests}  # one that the first try had sent may arrive late
+    assert len(asked) == 24 - 10 and sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
     assert run(chat_model, suite, tmp_path / "own") == 0
     assert record(out)["results"] == pytest.approx(record(tmp_path / "own")["results"], abs=1e-4)
 
