@@ -1,7 +1,7 @@
 """Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
-    run        a folder through a suite of tasks; show: the prompts of one
+    run        a folder through a suite of tasks; show: the prompts of one; watch: every checkpoint of a run, once
     compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, properties_report, scaling_report
+from evaluation import compare, properties_report, scaling_report, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
-from evaluation.scalars import add_missing
+from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
 from smol_console import add_command, exit_code, whole_number
@@ -29,6 +29,9 @@ from smol_data.config import DataConfig
 
 WINDOWS = 256
 """Of each held-out set, where the configuration has no evaluation.windows: the trainer's default."""
+
+OVERRIDDEN = ("run", "show", "watch", "ablate")
+"""Commands that take key=value."""
 
 
 def held_out(options: argparse.Namespace) -> int:
@@ -71,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
     record = run_suite(options.hf_dir, suite, asked, options.output, options.subset)
     print(result_table(record))
     if options.tensorboard:
-        for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
-            if record[axis] is not None:
-                add_missing(options.tensorboard / folder, {record[axis]: record["results"]})
+        add_records(options.tensorboard, [record])
     for name, task in record["tasks"].items():
         if task["truncated"]:
             print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    watch.add_parser(commands)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)
@@ -163,7 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
+    if wrong := [
+        word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "watch", "ablate")
+    ]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))
 
