@@ -2,6 +2,7 @@
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks; show: the prompts of one; watch: every checkpoint of a run, once
+    chat       talk to a model; vibe: the same words to several, side by side
     compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, properties_report, scaling_report, watch
+from evaluation import chat, compare, properties_report, scaling_report, vibe, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_records
@@ -153,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
     watch.add_parser(commands)
+    chat.add_parser(commands)
+    vibe.add_parser(commands)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)

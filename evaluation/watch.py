@@ -2,6 +2,7 @@
 
     RUN/hf/step_N --run.py, in a child that gives way to training--> RUN/evaluations/SUITE/step_N
         --scalars.py--> RUN/tensorboard/evaluations, evaluations_by_tokens        --reference.py--> SUITE/scores.png, warnings
+    with --vibe: --vibe.py--> RUN/evaluations/vibe/step_N.json --> RUN/evaluations/vibe.html, a column a checkpoint
 
 What is done is on disk, so a watcher may be killed and started again at any time: a folder of results gets its name when it is
 whole, TensorBoard gets each number once. On a cluster slurm/evaluations.py submits a job for each checkpoint instead; both take
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from conversion import background
-from conversion.export_records import UNKNOWN, export_name, exported, to_be_exported
+from conversion.export_records import UNKNOWN, export_name, exported, step_of_export, to_be_exported
 from conversion.service import Stop, say, stop_signals
 from conversion.watching import append_line, read_lines, rounds, sole_worker, wait_for
 from evaluation.reference import Record, Reference, behind, draw, load_reference, read_records
 from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
+from evaluation.vibe import PROMPTS, ask, load_vibe, page
 from smol_config import UserError
 from smol_console import add_command, whole_number
 
@@ -75,6 +77,7 @@ class Watcher:
         """Step -> digest."""
         self.failed: dict[tuple[int, str], str] = {}
         """(step, digest) -> why; tried again when the watcher is started again."""
+        self.vibe = load_vibe(PROMPTS)
         self._check_suite()
 
     def work(self) -> int:
@@ -87,6 +90,8 @@ class Watcher:
                 for step, digest in exported(self.run).items():
                     if self._is_due(step, digest):
                         self._evaluate(step, digest)
+                    if self.options.vibe:
+                        self._talk(step, digest)
         except background.Stopped:
             self._clean_up()
             say("stopped")
@@ -128,7 +133,7 @@ class Watcher:
         if folder.exists():
             say(f"step {step} was saved and exported again since it was evaluated: {folder} is made anew")
             shutil.rmtree(folder)
-            self._forget_comparison(step)
+            self._forget(step)
         append_line(self.folder / STARTED_NAME, {"step": step, "checkpoint": digest})
         self.started[step] = digest
         model = self.run / "hf" / export_name(step)
@@ -144,6 +149,30 @@ class Watcher:
             say(f"step {step}: not run: {task}: {reason}")
         say(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in record['results'].items())}")
         self._report()
+
+    def _talk(self, step: int, digest: str) -> None:
+        """Ask a checkpoint what vibe.yaml asks, and make the page of all."""
+        path = self._answers(step)
+        if path.exists() or (step, digest) in self.failed:
+            return
+        model = self.run / "hf" / export_name(step)
+        try:
+            column = background.call(ask, model, self.vibe, threads=self.options.threads, stop=self.stop)
+        except UserError as error:
+            self.failed[step, digest] = str(error)
+            say(f"{model} is NOT asked: {error}")
+            return
+        path.parent.mkdir(exist_ok=True)
+        _write_json(path, {**column, "model": export_name(step)})
+        paths = sorted(path.parent.glob("step_*.json"), key=lambda path: step_of_export(path))
+        columns = [json.loads(path.read_text(encoding="utf8")) for path in paths]
+        html = self.run / "evaluations" / "vibe.html"
+        html.with_suffix(".partial").write_text(page(self.vibe, columns), encoding="utf8")
+        html.with_suffix(".partial").rename(html)
+        say(f"step {step}: its answers are in {html}")
+
+    def _answers(self, step: int) -> Path:
+        return self.run / "evaluations" / "vibe" / f"{export_name(step)}.json"
 
     # --- what is made of all results -------------------------------------------------------------------------------------
 
@@ -170,23 +199,26 @@ class Watcher:
             for name, told in found.items():
                 say(f"WARNING: step {record['step']}: behind {reference.name}: {name} {told}")
             steps[str(record["step"])] = found
-        self._write_compared(compared)
+        _write_json(self.folder / BEHIND_NAME, compared)
 
-    def _forget_comparison(self, step: int) -> None:
+    def _forget(self, step: int) -> None:
+        """What was made of an export that is no more."""
+        self._answers(step).unlink(missing_ok=True)
         compared = self._compared()
         for steps in compared.values():
             steps.pop(str(step), None)
-        self._write_compared(compared)
+        _write_json(self.folder / BEHIND_NAME, compared)
 
     def _compared(self) -> dict[str, dict[str, Any]]:
         """Reference -> step -> scores that were behind."""
         path = self.folder / BEHIND_NAME
         return dict(json.loads(path.read_text(encoding="utf8"))) if path.is_file() else {}
 
-    def _write_compared(self, compared: dict[str, dict[str, Any]]) -> None:
-        path = self.folder / BEHIND_NAME
-        path.with_suffix(".partial").write_text(json.dumps(compared, indent=1) + "\n", encoding="utf8")
-        path.with_suffix(".partial").rename(path)
+
+def _write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    path.with_suffix(".partial").write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    path.with_suffix(".partial").rename(path)
 
 
 def _score(model: Path, suite: Suite, asked: Sequence[SuiteTask], output: Path) -> dict[str, Any]:
@@ -202,7 +234,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "watch",
         "Evaluate every exported checkpoint of a run once, while it trains; scores go into its TensorBoard.",
-        "python -m evaluation watch runs/smol --suite evaluation/suites/offline.yaml --reference wide=runs/w/evaluations/offline",
+        "python -m evaluation watch runs/smol --suite evaluation/suites/offline.yaml --reference w=runs/w/evaluations/offline",
     )
     command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder; it may not be there yet")
     command.add_argument("--suite", metavar="S.yaml", type=Path, required=True, help="as of run; key=value replaces a setting")
@@ -213,5 +245,6 @@ def add_parser(commands: Any) -> None:
         metavar="NAME=PLACE",
         help="drawn beside: results by step, or published scores as JSON",
     )
+    command.add_argument("--vibe", action="store_true", help="ask each checkpoint what vibe asks: RUN/evaluations/vibe.html")
     command.add_argument("--threads", type=whole_number(1), default=2, metavar="N", help="for arithmetic (default 2)")
     command.set_defaults(run=watch)
