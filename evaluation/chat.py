@@ -103,7 +103,7 @@ class Conversation:
                 _tell(f"{error} with /reset")
                 self.turns.pop()
                 return
-            print(_PLAIN if sys.stdout.isatty() else "", flush=True)
+            print(_PLAIN if _on_terminal() else "", flush=True)
             self._keep(answer)
         if self.open_calls:
             call = self.open_calls[0]
@@ -135,9 +135,13 @@ def _lines() -> Iterator[str]:
 
 def _show(text: str) -> None:
     """A piece of the answer; reasoning is dim on a terminal."""
-    if sys.stdout.isatty():
+    if _on_terminal():
         text = text.replace(THINK, _DIM + THINK).replace(END_THINK, END_THINK + _PLAIN)
     print(text, end="", flush=True)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _tell(text: str) -> None:

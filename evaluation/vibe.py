@@ -64,7 +64,7 @@ class Vibe(Section):
 
 
 Column = Mapping[str, Any]
-"""{"model": name, "rows": for each of Vibe.rows() a list of answers}; JSON takes it."""
+"""{"model": name, "asked": the Vibe, "rows": for each of its rows() a list of answers}; JSON takes it."""
 
 
 def load_vibe(path: Path) -> Vibe:
@@ -81,7 +81,7 @@ def ask(hf_dir: Path, vibe: Vibe) -> Column:
         for prompt, mode in vibe.rows():
             rows.append(list(_talk(model, settings, prompt, mode)))
             progress.advance()
-    return {"model": str(hf_dir), "rows": rows}
+    return {"model": str(hf_dir), "asked": vibe.model_dump(mode="json"), "rows": rows}
 
 
 def _talk(model: Model, settings: Any, prompt: VibePrompt, mode: str) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from conversion.watching import append_line, read_lines, rounds, sole_worker, wa
 from evaluation.reference import Record, Reference, behind, draw, load_reference, read_records
 from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
-from evaluation.vibe import PROMPTS, ask, load_vibe, page
+from evaluation.vibe import PROMPTS, Column, ask, load_vibe, page
 from smol_config import UserError
 from smol_console import add_command, whole_number
 
@@ -85,6 +85,8 @@ class Watcher:
         self._clean_up()
         say(f"evaluating the exports of {self.run} on {self.options.suite}")
         self._report()  # what a kill left undone
+        if self.options.vibe:
+            self._write_page()
         try:
             for _ in rounds(self.run, self.options.every, self.options.once, self._waiting, self.stop):
                 for step, digest in exported(self.run).items():
@@ -153,7 +155,7 @@ class Watcher:
     def _talk(self, step: int, digest: str) -> None:
         """Ask a checkpoint what vibe.yaml asks, and make the page of all."""
         path = self._answers(step)
-        if path.exists() or (step, digest) in self.failed:
+        if path in dict(self._asked_already()) or (step, digest) in self.failed:
             return
         model = self.run / "hf" / export_name(step)
         try:
@@ -164,12 +166,18 @@ class Watcher:
             return
         path.parent.mkdir(exist_ok=True)
         _write_json(path, {**column, "model": export_name(step)})
-        paths = sorted(path.parent.glob("step_*.json"), key=lambda path: step_of_export(path))
-        columns = [json.loads(path.read_text(encoding="utf8")) for path in paths]
-        html = self.run / "evaluations" / "vibe.html"
-        html.with_suffix(".partial").write_text(page(self.vibe, columns), encoding="utf8")
-        html.with_suffix(".partial").rename(html)
-        say(f"step {step}: its answers are in {html}")
+        self._write_page()
+        say(f"step {step}: its answers are in {self.run / 'evaluations' / 'vibe.html'}")
+
+    def _asked_already(self) -> list[tuple[Path, Column]]:
+        """Answers to the words that are asked now, by step."""
+        paths = sorted((self.run / "evaluations" / "vibe").glob("step_*.json"), key=step_of_export)
+        columns = [(path, json.loads(path.read_text(encoding="utf8"))) for path in paths]
+        return [(path, column) for path, column in columns if column["asked"] == self.vibe.model_dump(mode="json")]
+
+    def _write_page(self) -> None:
+        if columns := [column for _, column in self._asked_already()]:
+            _write_whole(self.run / "evaluations" / "vibe.html", page(self.vibe, columns))
 
     def _answers(self, step: int) -> Path:
         return self.run / "evaluations" / "vibe" / f"{export_name(step)}.json"
@@ -216,8 +224,11 @@ class Watcher:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    path.with_suffix(".partial").write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
+    _write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.with_suffix(".partial").write_text(text, encoding="utf8")
     path.with_suffix(".partial").rename(path)
 
 
