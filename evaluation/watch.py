@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,6 @@ def watch(options: argparse.Namespace) -> int:
         raise UserError(f"{options.suite}: no task has use: development; those for reports are for the finished model: `run`")
     reference = load_reference(options.reference) if options.reference else None
     folder = run / "evaluations" / options.suite.stem
-    # GPUs belong to the ranks that train; one is used here only when it was named.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     with stop_signals() as stop:
         if not wait_for(run, options.every, stop):
             return 0
@@ -140,9 +138,7 @@ class Watcher:
         self.started[step] = digest
         model = self.run / "hf" / export_name(step)
         try:
-            record = background.call(
-                _score, model, self.suite, self.asked, folder, threads=self.options.threads, stop=self.stop
-            )
+            record = self._in_child(_score, model, self.suite, self.asked, folder)
         except UserError as error:
             self.failed[step, digest] = str(error)
             say(f"{model} is NOT evaluated: {error}")
@@ -159,7 +155,7 @@ class Watcher:
             return
         model = self.run / "hf" / export_name(step)
         try:
-            column = background.call(ask, model, self.vibe, threads=self.options.threads, stop=self.stop)
+            column = self._in_child(ask, model, self.vibe)
         except UserError as error:
             self.failed[step, digest] = str(error)
             say(f"{model} is NOT asked: {error}")
@@ -181,6 +177,9 @@ class Watcher:
 
     def _answers(self, step: int) -> Path:
         return self.run / "evaluations" / "vibe" / f"{export_name(step)}.json"
+
+    def _in_child(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return background.call(_without_gpus, function, *arguments, threads=self.options.threads, stop=self.stop)
 
     # --- what is made of all results -------------------------------------------------------------------------------------
 
@@ -232,11 +231,22 @@ def _write_whole(path: Path, text: str) -> None:
     path.with_suffix(".partial").rename(path)
 
 
+# --- in a child, which loads the heavy libraries -----------------------------------------------------------------------------
+
+
+def _without_gpus(function: Callable[..., Any], *arguments: Any) -> Any:
+    """GPUs belong to the ranks that train: one is used only when it was named."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    return function(*arguments)
+
+
 def _score(model: Path, suite: Suite, asked: Sequence[SuiteTask], output: Path) -> dict[str, Any]:
-    """In a child, which loads the heavy libraries."""
     from evaluation.run import run
 
     return run(model, suite, asked, output, subset=None)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
 
 
 def add_parser(commands: Any) -> None:

@@ -81,7 +81,7 @@ def test_watch_adds_a_column_a_checkpoint(
 ) -> None:
     run, asked = tmp_path / "run", []
 
-    def call(function: Any, model: Path, *rest: Any, threads: int, stop: Any) -> Any:
+    def call(_: Any, function: Any, model: Path, *rest: Any, threads: int, stop: Any) -> Any:
         if function is watching._score:
             rest[-1].mkdir(parents=True)
             return {"results": {}, "not_run": {}}

@@ -1,6 +1,7 @@
 """`python -m evaluation watch`: each export once, whatever kills it; the reference beside it, warnings of what is behind."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conversion.watching import sole_worker
 from evaluation import watch as watching
 from evaluation.__main__ import main
+from evaluation.reference import Reference, draw
 from evaluation.scalars import written
 from evaluation.suite import load_suite
 
@@ -67,9 +69,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         write_result(output, record := scores_of(SCORES[step], step, suite, 1000 * step))
         return record
 
-    def call(function: Any, *arguments: Any, threads: int, stop: Any) -> Any:
+    def call(_: Any, function: Any, *arguments: Any, threads: int, stop: Any) -> Any:
         return function(*arguments)
 
+    monkeypatch.setattr(watching, "draw", lambda *given: None)  # tested below
     monkeypatch.setattr(watching, "_score", score)
     monkeypatch.setattr(watching.background, "call", call)
     return steps
@@ -137,6 +140,17 @@ def test_a_step_that_was_exported_anew_after_a_rollback_is_evaluated_anew(
     assert (40, NAME, 0.625) in written(run / "tensorboard" / "evaluations")
 
 
+def test_gpus_are_left_to_training_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen() -> str:
+        return str(watching._without_gpus(os.environ.get, "CUDA_VISIBLE_DEVICES"))
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert seen() == "7"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert seen() == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")  # so that it is put back as it was
+
+
 def test_the_runs_end_and_its_last_export_are_waited_for(
     run: Path, asked: list[int], write_suite: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +211,30 @@ def test_published_scores_are_a_level_that_no_step_is_behind(
     assert main(["watch", str(run), "--suite", str(suite), "--once", "--reference", reference]) == 0
     assert drawn(run / "tensorboard" / "evaluations" / "reference" / "paper", NAME) == [(20, 0.875), (40, 0.875), (60, 0.875)]
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_the_picture_holds_both(tmp_path: Path, write_suite: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    plotted, plot = [], Axes.plot
+
+    def noted(self: Axes, places: Any, values: Any, *style: Any, label: str) -> Any:
+        plotted.append((label, list(places), list(values)))
+        return plot(self, places, values, *style, label=label)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    suite = load_suite(write_suite([{"name": "task"}]))
+    ours = [scores_of(share, step, suite, tokens) for share, step, tokens in ((0.5, 20, 200), (0.75, 40, 400))]
+    draw("mine", ours, Reference("paper", level={NAME: 0.875}), tmp_path / "scores.png")
+    assert [line for line in plotted if line[1]] == [
+        ("mine", [200, 400], [0.5, 0.75]),
+        ("paper", [200, 400], [0.875, 0.875]),
+        ("mine", [200, 400], [pytest.approx(float("nan"), nan_ok=True)] * 2),
+    ]
+    assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+    plotted.clear()
+    draw("mine", ours, Reference("wide", [scores_of(0.5, 30, suite)]), tmp_path / "scores.png")
+    assert [line[1] for line in plotted[:2]] == [[20, 40], [30]], "over steps, where a side does not know its tokens"
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------------
