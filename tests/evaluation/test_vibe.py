@@ -10,7 +10,8 @@ import yaml
 
 from evaluation import watch as watching
 from evaluation.__main__ import main
-from evaluation.vibe import PROMPTS, ask, load_vibe, page
+from evaluation.talk import Model
+from evaluation.vibe import PROMPTS, TODAY, ask, load_vibe, page
 
 WORDS = {
     "max_new_tokens": 6,
@@ -61,6 +62,18 @@ def test_a_conversation_that_outgrows_the_model_ends_there(chat_folder: Path, wo
     long = prompt.model_copy(update={"turns": ("Hello!", "word " * 600, "never asked"), "modes": ("no_think",)})
     [row] = ask(chat_folder, vibe.model_copy(update={"prompts": (long,)}))["rows"]
     assert len(row) == 2 and "tokens of the 512 that the model reads" in row[1]["faults"][0]
+
+
+def test_the_day_does_not_change_the_answers(chat_folder: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, answer = [], Model.answer
+
+    def noted(self: Model, prompt: str, *rest: Any) -> Any:
+        prompts.append(prompt)
+        return answer(self, prompt, *rest)
+
+    monkeypatch.setattr(Model, "answer", noted)
+    ask(chat_folder, load_vibe(words))
+    assert len(prompts) == 5 and all(f"Today Date: {TODAY}\n" in prompt for prompt in prompts)
 
 
 def test_the_words_that_are_asked_try_both_modes_personas_and_several_turns() -> None:

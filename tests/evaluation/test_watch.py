@@ -78,6 +78,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
+@pytest.mark.slow  # libraries are loaded anew
 def test_each_export_is_evaluated_once_also_by_a_watcher_that_was_killed(
     base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
