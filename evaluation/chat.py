@@ -5,7 +5,7 @@ conversation does. Lines that are piped in are turns too: answers go to stdout, 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ class Conversation:
             prompt = self.model.prompt([*system, *self.turns], self.think, self.tools)
             try:
                 answer = self.model.answer(prompt, self.settings, _show)
-            except UserError as error:
-                _tell(f"{error} with /reset")
+            except (UserError, KeyboardInterrupt) as error:
+                _tell(f"{error} with /reset" if isinstance(error, UserError) else "interrupted; your last line is forgotten")
                 self.turns.pop()
                 return
             print(_PLAIN if _on_terminal() else "", flush=True)
@@ -160,6 +160,17 @@ def _tools(path: Path) -> list[dict[str, Any]]:
     return list(tools)
 
 
+def _number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type."""
+
+    def number(text: str) -> float:
+        if not low <= (value := float(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not within {low:g} and {high:g}")
+        return value
+
+    return number
+
+
 def add_parser(commands: Any) -> None:
     """The parser of `chat`."""
     command = add_command(
@@ -171,10 +182,12 @@ def add_parser(commands: Any) -> None:
     command.add_argument("hf_dir", metavar="HF_DIR", type=Path, help="a chat model's Hugging Face folder")
     command.add_argument("--system", metavar="TEXT", help="system message")
     command.add_argument("--tools", metavar="FILE", type=Path, help="JSON list of functions; you type what calls return")
-    command.add_argument("--temperature", metavar="T", type=float, help="0: the likeliest token each time")
-    command.add_argument("--top-p", metavar="P", type=float, help="sample from the likeliest tokens that make up P")
+    command.add_argument("--temperature", metavar="T", type=_number(0, 100), help="0: the likeliest token each time")
+    command.add_argument("--top-p", metavar="P", type=_number(0.001, 1), help="sample from the likeliest that make up P")
     command.add_argument("--top-k", metavar="K", type=whole_number(0), help="sample from the K likeliest; 0: from all")
-    command.add_argument("--repetition-penalty", metavar="R", type=float, help="above 1: what was said is less likely")
+    command.add_argument(
+        "--repetition-penalty", metavar="R", type=_number(0.001, 100), help="above 1: what was said is less likely"
+    )
     command.add_argument("--max-new-tokens", metavar="N", type=whole_number(1), help="of an answer, reasoning included")
     command.add_argument("--seed", metavar="N", type=whole_number(0), help="of sampling; without it every talk differs")
     command.set_defaults(run=chat)

@@ -72,11 +72,17 @@ def load_reference(text: str) -> Reference:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Every FOLDER/*/results.json, in the order of steps; those without a step cannot be drawn and are left out."""
+    """Every FOLDER/*/results.json, in the order of steps; those without a step cannot be drawn and are left out.
+
+    Raises UserError for one that `run` did not write.
+    """
     found = []
     for path in folder.glob("*/results.json"):
         if ".partial" not in path.parent.name:
-            found.append(json.loads(path.read_text(encoding="utf8")) | {"folder": str(path.parent)})
+            record = json.loads(path.read_text(encoding="utf8"))
+            if missing := {"step", "tokens", "results", "intervals", "chance", "higher_is_better"} - record.keys():
+                raise UserError(f"{path} has no {', '.join(sorted(missing))}; give results of `python -m evaluation run`")
+            found.append(record | {"folder": str(path.parent)})
     return sorted((record for record in found if record["step"] is not None), key=lambda record: record["step"])
 
 

@@ -45,7 +45,9 @@ class Model:
         temperature = given.get("temperature")
         if temperature is not None:
             config.do_sample = temperature > 0
-        if not temperature and not config.do_sample:
+        elif given.get("top_p") is not None or given.get("top_k") is not None:
+            config.do_sample = True
+        if not config.do_sample:
             given = {key: value for key, value in given.items() if key not in ("temperature", "top_p", "top_k")}
             config.temperature = config.top_p = config.top_k = None
         for key, value in given.items():

@@ -47,13 +47,14 @@ def watch(options: argparse.Namespace) -> int:
     suite = load_suite(options.suite, options.overrides)
     if not (asked := suite.selected("development")):
         raise UserError(f"{options.suite}: no task has use: development; those for reports are for the finished model: `run`")
-    reference = load_reference(options.reference) if options.reference else None
+    if options.reference:
+        load_reference(options.reference)  # refused before anything is waited for
     folder = run / "evaluations" / options.suite.stem
     with stop_signals() as stop:
         if not wait_for(run, options.every, stop):
             return 0
         with sole_worker(folder / "watch.lock", "a watcher"):
-            return Watcher(run, folder, suite, asked, reference, options, stop).work()
+            return Watcher(run, folder, suite, asked, options, stop).work()
 
 
 class Watcher:
@@ -65,11 +66,10 @@ class Watcher:
         folder: Path,
         suite: Suite,
         asked: Sequence[SuiteTask],
-        reference: Reference | None,
         options: argparse.Namespace,
         stop: Stop,
     ) -> None:
-        self.run, self.folder, self.suite, self.asked, self.reference = run, folder, suite, asked, reference
+        self.run, self.folder, self.suite, self.asked = run, folder, suite, asked
         self.options, self.stop = options, stop
         self.started: dict[int, str] = {line["step"]: line["checkpoint"] for line in read_lines(folder / STARTED_NAME)}
         """Step -> digest."""
@@ -132,8 +132,8 @@ class Watcher:
         folder = self.folder / export_name(step)
         if folder.exists():
             say(f"step {step} was saved and exported again since it was evaluated: {folder} is made anew")
-            shutil.rmtree(folder)
             self._forget(step)
+            shutil.rmtree(folder)
         append_line(self.folder / STARTED_NAME, {"step": step, "checkpoint": digest})
         self.started[step] = digest
         model = self.run / "hf" / export_name(step)
@@ -190,10 +190,11 @@ class Watcher:
             return
         tensorboard = self.run / "tensorboard"
         add_records(tensorboard, ours)
-        if self.reference:
-            add_records(tensorboard, self.reference.beside(ours), f"reference/{self.reference.name}")
-            self._compare(ours, self.reference)
-        draw(self.run.name, ours, self.reference, self.folder / "scores.png")
+        reference = load_reference(self.options.reference) if self.options.reference else None  # it may be training, too
+        if reference:
+            add_records(tensorboard, reference.beside(ours), f"reference/{reference.name}")
+            self._compare(ours, reference)
+        draw(self.run.name, ours, reference, self.folder / "scores.png")
 
     def _compare(self, ours: Sequence[Record], reference: Reference) -> None:
         """Warn of what is behind, each step once."""

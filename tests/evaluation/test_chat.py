@@ -107,6 +107,22 @@ def test_a_conversation_longer_than_the_model_reads_is_said(talk: Talk) -> None:
     assert said.out.count("\n") >= 1, "the long message is forgotten"
 
 
+def test_an_answer_can_be_interrupted(
+    talk: Talk, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, answer = prompts[0], Model.answer
+
+    def interrupted(self: Model, prompt: str, *rest: Any) -> Answer:
+        if "long" in prompt:
+            raise KeyboardInterrupt
+        return answer(self, prompt, *rest)
+
+    monkeypatch.setattr(Model, "answer", interrupted)
+    said = talk(["a long one", "another"])
+    assert "[interrupted; your last line is forgotten]" in said.err and said.out == "Aye.\n"
+    assert len(read) == 1
+
+
 def test_reasoning_is_dim_on_a_terminal(
     talk: Talk, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +142,9 @@ def test_the_folders_generation_config_holds_where_no_option_does(chat_folder: P
     assert (own.do_sample, own.temperature, own.top_p, own.max_new_tokens) == (True, 0.6, 0.95, 77)
     assert (cold.do_sample, cold.temperature, cold.top_p) == (False, None, None)
     assert (free.do_sample, free.temperature, free.top_k, free.top_p) == (True, 0.9, 7, 0.95)
-    assert Model(chat_folder).settings().max_new_tokens == 1024
+    greedy = Model(chat_folder)
+    assert greedy.settings().max_new_tokens == 1024 and not greedy.settings().do_sample
+    assert greedy.settings(top_p=0.9).do_sample, "else it would not be heard"
 
 
 def test_bad_input_is_one_sentence(
@@ -137,6 +155,9 @@ def test_bad_input_is_one_sentence(
         assert sentence in capsys.readouterr().err
 
     refused(f"{tmp_path} has no config.json; give a Hugging Face folder", tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["chat", str(chat_folder), "--top-p", "1.5"])
+    assert "argument --top-p: 1.5 is not within 0.001 and 1" in capsys.readouterr().err
     refused(f"{base_model} has no chat template; give a chat model", base_model)
     (tmp_path / "config.json").write_text("{}")
     refused(f"{tmp_path} does not load", tmp_path)

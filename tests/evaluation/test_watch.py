@@ -277,6 +277,11 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     suite = write_suite([{"name": "task"}])
     refused("--reference published is not NAME=FOLDER or NAME=scores.json", run, "--reference", "published")
     refused("holds no */results.json; give a folder that watch or run filled", run, "--reference", f"a={tmp_path}")
+    (tmp_path / "strange" / "a").mkdir(parents=True)
+    (tmp_path / "strange" / "a" / "results.json").write_text('{"results": {}, "step": 1}')
+    refused(
+        "has no chance, higher_is_better, intervals, tokens; give results of", run, "--reference", f"a={tmp_path / 'strange'}"
+    )
     (tmp_path / "scores.json").write_text('{"eval/task/acc": "high"}')
     refused("cannot be read (could not convert string to float", run, "--reference", f"a={tmp_path / 'scores.json'}")
     with sole_worker(run / "evaluations" / "suite" / "watch.lock", "a test"):
