@@ -4,7 +4,7 @@ messages --the folder's chat template--> prompt --generate, streamed--> text --p
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Model:
             config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
         return config
 
-    def prompt(self, messages: Sequence[Message], think: bool, tools: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    def prompt(self, messages: Sequence[Message], think: bool, tools: Sequence[dict[str, Any]], **options: Any) -> str:
         """What the network reads; `options` are the template's variables."""
         return str(
             self.tokenizer.apply_chat_template(
