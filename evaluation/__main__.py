@@ -2,7 +2,8 @@
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks, by transformers or a server; show: the prompts of one
-    prefetch   a suite's data, for nodes without internet
+    watch      every checkpoint of a run, once; prefetch: a suite's data, for nodes without internet
+    chat       talk to a model; vibe: the same words to several, side by side
     compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
@@ -19,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, prefetch, properties_report, scaling_report
+from evaluation import chat, compare, prefetch, properties_report, scaling_report, vibe, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
-from evaluation.scalars import add_missing
+from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
 from smol_console import add_command, exit_code, whole_number
@@ -30,6 +31,9 @@ from smol_data.config import DataConfig
 
 WINDOWS = 256
 """Of each held-out set, where the configuration has no evaluation.windows: the trainer's default."""
+
+OVERRIDDEN = ("run", "show", "watch", "ablate")
+"""Commands that take key=value."""
 
 
 def held_out(options: argparse.Namespace) -> int:
@@ -76,9 +80,7 @@ def run(options: argparse.Namespace) -> int:
     record = run_suite(options.hf_dir, suite, asked, options.output, options.subset, server, options.concurrency)
     print(result_table(record))
     if options.tensorboard:
-        for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
-            if record[axis] is not None:
-                add_missing(options.tensorboard / folder, {record[axis]: record["results"]})
+        add_records(options.tensorboard, [record])
     for name, task in record["tasks"].items():
         if task["truncated"]:
             print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
@@ -162,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
     prefetch.add_parser(commands)
+    watch.add_parser(commands)
+    chat.add_parser(commands)
+    vibe.add_parser(commands)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)
@@ -175,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
     if wrong := [
-        word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "prefetch", "ablate")
+        word
+        for word in overrides
+        if word.startswith("-") or options.command not in ("run", "show", "prefetch", "watch", "ablate")
     ]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))

@@ -38,7 +38,7 @@ def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chat_model(base_model: Path) -> Path:
     """The same with a chat template."""
-    folder = base_model.with_name("chat")
+    folder = base_model.with_name("plain_chat")
     shutil.copytree(base_model, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
