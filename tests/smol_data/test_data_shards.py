@@ -49,8 +49,10 @@ def test_documents_are_found_in_a_long_index(make_dataset: Callable) -> None:
     """Thousands of short documents, some without tokens: the binary search and more than one block of ends."""
     lengths = np.random.default_rng(0).integers(0, 4, size=5000)
     made = make_dataset(docs=[np.full(length, 7) for length in lengths], shards=2)
-    check_windows(TokenDataset(made.folder, 1200), made.tokens, made.ends, 1200)
-    check_windows(TokenDataset(made.folder, 13), made.tokens, made.ends, 13)
+    for length in (1200, 13):
+        dataset = TokenDataset(made.folder, length)
+        assert dataset.num_windows == (lengths.sum() - 1) // length
+        check_windows(dataset, made.tokens, made.ends, length)
 
 
 def test_chunks_of_an_offline_shuffle_are_the_windows(make_dataset: Callable) -> None:
