@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.talk import Message, Model, message_of
-from post_training.template import END_THINK, THINK, Answer
+from smol_answers import END_THINK, THINK, Answer
 from smol_config import UserError, nearest
 from smol_console import add_command, whole_number
 

@@ -1,6 +1,6 @@
 """A chat model's folder, asked one turn after another: what `chat` and `vibe` share.
 
-messages --the folder's chat template--> prompt --generate, streamed--> text --post_training.template.parse--> Answer
+messages --the folder's chat template--> prompt --generate, streamed--> text --smol_answers.parse--> Answer
 """
 
 import copy
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from post_training.template import THINK, Answer, parse
+from smol_answers import THINK, Answer, parse
 from smol_config import UserError
 
 Message = dict[str, Any]

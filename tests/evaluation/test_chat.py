@@ -12,7 +12,7 @@ import transformers
 
 from evaluation.__main__ import main
 from evaluation.talk import Model
-from post_training.template import Answer, parse
+from smol_answers import Answer, parse
 
 Talk = Callable[..., Any]
 
