@@ -5,6 +5,7 @@ The packages with commands import this file; it imports none of them. Progress a
 """
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -89,6 +90,17 @@ def whole_number(at_least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: a number above 0, written like 3e9 or 0.25."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write it like 3e9 or 0.25") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
 
 
 def byte_size(text: str) -> int:

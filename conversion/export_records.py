@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conversion.watching import append_line, read_lines
-from smol_train.checkpoint_folder import read_state
+from smol_train.checkpoint_folder import read_state, step_of, whole_checkpoints
 
 RECORDS_NAME = "export.jsonl"
 LOCK_NAME = "export.lock"
@@ -95,3 +95,24 @@ class Records:
     def forget_failures(self) -> None:
         """Have what failed tried again."""
         self.exports = {step: export for step, export in self.exports.items() if export.failed is None}
+
+
+# --- for those who work on exports -----------------------------------------------------------------------------------------
+
+
+def exported(run: Path) -> dict[int, str]:
+    """Step -> digest of the checkpoint (or UNKNOWN) of every whole export of a run, oldest first. Recipes of post-training make
+    theirs without an exporter."""
+    exports, found = Records(run / "hf").exports, {}
+    for folder in sorted((run / "hf").glob("step_*"), key=step_of_export):
+        step = step_of_export(folder)
+        export = exports.get(step)
+        if folder.name == export_name(step) and not (export and export.failed):
+            found[step] = export.checkpoint if export else UNKNOWN
+    return found
+
+
+def to_be_exported(run: Path) -> set[int]:
+    """Steps of a run's whole checkpoints whose export is not there and has not failed."""
+    failed = {step for step, export in Records(run / "hf").exports.items() if export.failed}
+    return {step_of(checkpoint) for checkpoint in whole_checkpoints(run)} - exported(run).keys() - failed

@@ -1,7 +1,9 @@
 """Entry of `python -m evaluation`: run one command, turn a user's mistake into one sentence and an exit code.
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
-    run        a folder through a suite of tasks; show: the prompts of one
+    run        a folder through a suite of tasks, by transformers or a server; show: the prompts of one
+    watch      every checkpoint of a run, once; prefetch: a suite's data, for nodes without internet
+    chat       talk to a model; vibe: the same words to several, side by side
     compare    models side by side; properties: whether tasks are fit to decide by
     ablate     changes to a training configuration, trained and compared with the noise of seeds (ablations/)
     fit        scaling laws from what was trained (scaling_laws.py)
@@ -18,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import compare, properties_report, scaling_report
+from evaluation import chat, compare, prefetch, properties_report, scaling_report, vibe, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
-from evaluation.scalars import add_missing
+from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
 from smol_config import UserError, load_mapping, parse
 from smol_console import add_command, exit_code, whole_number
@@ -29,6 +31,9 @@ from smol_data.config import DataConfig
 
 WINDOWS = 256
 """Of each held-out set, where the configuration has no evaluation.windows: the trainer's default."""
+
+OVERRIDDEN = ("run", "show", "watch", "ablate")
+"""Commands that take key=value."""
 
 
 def held_out(options: argparse.Namespace) -> int:
@@ -65,15 +70,17 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, add the scalars."""
     suite = load_suite(options.suite, options.overrides)
     asked = _asked(suite, options)
+    if options.served_model and not options.server:
+        raise UserError("--served-model is a name at a server; give --server too")
     _calm_progress_bars()
     from evaluation.run import run as run_suite
+    from evaluation.server import find
 
-    record = run_suite(options.hf_dir, suite, asked, options.output, options.subset)
+    server = find(options.server, options.served_model) if options.server else None
+    record = run_suite(options.hf_dir, suite, asked, options.output, options.subset, server, options.concurrency)
     print(result_table(record))
     if options.tensorboard:
-        for axis, folder in (("step", "evaluations"), ("tokens", "evaluations_by_tokens")):
-            if record[axis] is not None:
-                add_missing(options.tensorboard / folder, {record[axis]: record["results"]})
+        add_records(options.tensorboard, [record])
     for name, task in record["tasks"].items():
         if task["truncated"]:
             print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
@@ -143,6 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "run", "Score a model on a suite of tasks.", " --output runs/quickstart/scores")
     command.add_argument("--output", metavar="OUT_DIR", type=Path, required=True, help="a new folder: results.json, samples/")
     command.add_argument("--subset", metavar="N", type=whole_number(1), help="at most N questions a task, drawn by the seed")
+    command.add_argument("--server", metavar="URL", help="who answers, as http://HOST:8000/v1 of vLLM; without it transformers")
+    command.add_argument("--served-model", metavar="NAME", help="the server's name of the model; needless if it has one")
+    command.add_argument(
+        "--concurrency", metavar="N", type=whole_number(1), default=32, help="requests to the server at once (default 32)"
+    )
     command.add_argument(
         "--tensorboard", metavar="DIR", type=Path, help="add the scores to DIR, by training step and by tokens"
     )
@@ -151,6 +163,10 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    prefetch.add_parser(commands)
+    watch.add_parser(commands)
+    chat.add_parser(commands)
+    vibe.add_parser(commands)
     compare.add_parser(commands)
     properties_report.add_parser(commands)
     ablations.add_parser(commands)
@@ -163,7 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [word for word in overrides if word.startswith("-") or options.command not in ("run", "show", "ablate")]:
+    if wrong := [
+        word
+        for word in overrides
+        if word.startswith("-") or options.command not in ("run", "show", "prefetch", "watch", "ablate")
+    ]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))
 

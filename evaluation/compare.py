@@ -106,6 +106,8 @@ def _warnings(models: Models, records: Mapping[str, Sequence[Record]]) -> Iterat
                 f"{first} and {other} were not asked with the same words: templates, shots or subsets differ; compared are the "
                 "questions that both answered"
             )
+        if len(engines := {record.get("engine", {}).get("name", "transformers") for record in (one, two)}) > 1:
+            yield f"{first} and {other} were answered by {' and '.join(sorted(engines))}, which round apart; take one"
         if differ := [name for name, version in one["versions"].items() if two["versions"].get(name) != version]:
             yield f"{first} and {other} were scored with other versions of {', '.join(differ)}; score both with the same"
 

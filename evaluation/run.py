@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 
 from evaluation import heat_map, results
 from evaluation.results import Samples, Scores
+from evaluation.server import ServedModel, Server
 from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
 from evaluation.tasks import Loaded, gold, load_tasks, questions_of
 from smol_config import UserError
@@ -82,11 +83,20 @@ def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> 
         print(f"== {name} cannot be run: {reason}")
 
 
-def run(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], output: Path, subset: int | None) -> dict[str, Any]:
+def run(
+    hf_dir: Path,
+    suite: Suite,
+    asked: Sequence[SuiteTask],
+    output: Path,
+    subset: int | None,
+    server: Server | None = None,
+    at_once: int = 1,
+) -> dict[str, Any]:
     """Evaluate and write OUT_DIR; returns the record of results.json, in which "not_run" names what could not be reached.
 
-    Raises UserError, with nothing written, for a folder that is no model or whose parity failed, for an OUT_DIR that is there,
-    and for what tasks.py finds.
+    `server` answers, to `at_once` requests at a time, in place of the folder's weights. Raises UserError, with no OUT_DIR
+    written, for a folder that is no model or whose parity failed, for an OUT_DIR that is there, for what tasks.py finds, and
+    for a server that does not answer.
     """
     check_model(hf_dir)
     if output.exists():
@@ -105,19 +115,23 @@ def run(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], output: Path, su
         "subset": subset,
         "suite": suite.model_dump(mode="json", exclude_none=True),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": device,
+        "engine": {"name": "server", "url": server.shown, "served_model": server.model} if server else {"name": "transformers"},
+        "device": None if server else device,
     }
+    answers = output.with_name(f"{output.name}.answers.jsonl")
     partial = output.with_name(f"{output.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         if loaded:
-            model = _model(hf_dir, suite, device)
+            model = _served(hf_dir, suite, server, answers, at_once) if server else _model(hf_dir, suite, device)
+            _check_generation(model, loaded)
             for mode in dict.fromkeys(one.mode for one in loaded):
                 started = time.monotonic()
                 _evaluate(model, suite, [one for one in loaded if one.mode == mode], subset, record, partial)
                 record["seconds"][mode] = round(time.monotonic() - started, 1)
         (partial / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
         partial.rename(output)
+        answers.unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return record
@@ -166,6 +180,23 @@ def _model(hf_dir: Path, suite: Suite, device: str) -> HFLM:
     return HFLM(
         pretrained=str(hf_dir), device=device, dtype=suite.dtype, batch_size=suite.batch_size, max_length=suite.max_length
     )
+
+
+def _served(hf_dir: Path, suite: Suite, server: Server, answers: Path, at_once: int) -> HFLM:
+    return ServedModel(hf_dir, server, answers, max_length=suite.max_length, seed=suite.seed, at_once=at_once)
+
+
+def _check_generation(model: HFLM, loaded: Sequence[Loaded]) -> None:
+    """Raises UserError for a response without room for its question, and for sampling of which only one engine makes sense."""
+    for task in (task for one in loaded for task in one.tasks if task.OUTPUT_TYPE == "generate_until"):
+        settings = task.config.generation_kwargs
+        if (most := settings.get("max_gen_toks", model.max_gen_toks)) >= model.max_length:
+            raise UserError(
+                f"task {task.task_name}: max_gen_toks: {most} leaves no room for the question in {model.max_length} tokens; "
+                "lower it in generation, or raise max_length"
+            )
+        if settings.get("do_sample") and not settings.get("temperature"):
+            raise UserError(f"task {task.task_name}: do_sample without temperature; give both in generation")
 
 
 def system_message(suite: Suite, mode: Mode) -> str | None:

@@ -5,14 +5,33 @@ an older one, so a second writer there would hide the trainer's from it. A folde
 a run of its own to TensorBoard, drawn into the same charts.
 """
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 Point = tuple[int, str, float]
 """Step, name, value in fp32, as an event file holds it."""
+
+AXES = {"step": "evaluations", "tokens": "evaluations_by_tokens"}
+"""Where the scores of results.json lie along an axis, below RUN/tensorboard."""
+
+
+def add_records(tensorboard: Path, records: Sequence[Mapping[str, Any]], below: str = "") -> None:
+    """The finite scores of each results.json at its step and at its tokens, where it knows them; `below`, if given, is a folder
+    in each axis's, and so a run of its own."""
+    for axis, folder in AXES.items():
+        add_missing(
+            tensorboard / folder / below,
+            {
+                record[axis]: {name: value for name, value in record["results"].items() if math.isfinite(value)}
+                for record in records
+                if record[axis] is not None
+            },
+        )
 
 
 def add_missing(folder: Path, results: Mapping[int, Mapping[str, float]]) -> int:

@@ -7,12 +7,13 @@ Imports lm-eval, which takes seconds: only commands that run or show tasks impor
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import UndefinedError
 from lm_eval.api.filter import Filter
 from lm_eval.api.group import Group
@@ -25,6 +26,8 @@ from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
 from smol_config import UserError, nearest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+UNREACHABLE = (ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, ImportError, AssertionError)
+"""What comes of data that the Hub does not give and of packages that are missing, or (lm-eval's AssertionError) too old."""
 
 
 class Loaded(NamedTuple):
@@ -53,8 +56,7 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
         for mode in one.modes:
             try:
                 roots = _load(manager, one)
-            except (ConnectionError, ImportError, AssertionError, datasets.exceptions.DatasetNotFoundError) as error:
-                # AssertionError: lm-eval's own, of a package in another version
+            except UNREACHABLE as error:
                 missing[one.label] = " ".join(str(error).split())
                 break
             if one.form == "mcf" and any(isinstance(root, Group) for root in roots):
@@ -66,7 +68,29 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
     return loaded, missing
 
 
-def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> TaskManager:
+def fetch(suite: Suite, hf_dir: Path | None) -> Iterator[tuple[str, str | None]]:
+    """Each task of a suite, of both uses, as soon as its data is in the caches of this machine: (name, None), or why it is not.
+
+    Raises UserError as `load_tasks` does for names and files; whatever goes wrong with one task's data leaves the others alone.
+    """
+    manager = _manager(suite, suite.tasks, hf_dir)
+    for one in {one.name: one for one in suite.tasks}.values():
+        try:
+            roots = _load(manager, one)
+        except (*UNREACHABLE, OSError, LookupError, UserError) as error:
+            yield one.name, " ".join(str(error).split())
+            continue
+        tasks = Loaded(one, "base", roots).tasks
+        lacking = {name for task in tasks for name, code in task._metric_fn_list.items() if code is None and _scores(task)}
+        yield one.name, f"no code of the metric {', '.join(sorted(lacking))}" if lacking else None
+
+
+def _scores(task: Task) -> bool:
+    """Whether lm-eval's metrics score it, and not code of its own."""
+    return task.config.process_results is None
+
+
+def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> TaskManager:
     """Of the suite's folders alone if they have all tasks: reading lm-eval's own 14,000 files takes a minute."""
     for folder in suite.folders:
         if not folder.is_dir():
@@ -76,7 +100,7 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> TaskMana
                 load_yaml(path, resolve_func=False)
             except (yaml.YAMLError, ValueError, OSError) as error:  # lm-eval would leave the file out, and say nothing
                 raise UserError(f"{path} is no task file: {' '.join(str(error).split())}") from error
-    told = {"pretrained": str(hf_dir)} | suite.data
+    told = ({"pretrained": str(hf_dir)} if hf_dir else {}) | suite.data
     for defaults in (False, True):
         manager = TaskManager(include_path=list(suite.folders), include_defaults=defaults, metadata=told)
         unknown = [one.name for one in asked if one.name not in manager.task_index]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.output import whole_folder
-from post_training.template import END_THINK, IM_END, IM_START, THINK, read_template
+from post_training.template import read_template
+from smol_answers import END_THINK, IM_END, IM_START, THINK
 from smol_config import UserError
 
 TOKENS = {IM_START: True, IM_END: True, THINK: False, END_THINK: False}

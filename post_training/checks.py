@@ -11,7 +11,8 @@ import numpy as np
 
 from post_training.config import Data, Source
 from post_training.mixing import Mixed
-from post_training.template import END_THINK, THINK, Renderer
+from post_training.template import Renderer
+from smol_answers import END_THINK, THINK
 from smol_console import percent
 
 MOST_PASSES = 4

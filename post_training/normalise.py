@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from post_training.config import ROLES_OF_COLUMNS, Source
-from post_training.template import parse
+from smol_answers import parse
 from smol_config import UserError, nearest
 
 Message = dict[str, Any]

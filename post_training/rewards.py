@@ -4,7 +4,7 @@
     exact, maths    it says what the dataset's answer says                                  True or False
     length_reward   it is no longer than it may be: an interval in which the penalty grows  0 to -1
 
-They read what the model wrote (template.parse), reasoning apart from the answer. TRL's own format reward knows no /no_think.
+They read what the model wrote, by smol_answers, reasoning apart from the answer. TRL's own format reward knows no /no_think.
 recipes/grpo.py gives them to TRL, synth grades with them.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
-from post_training.template import END_THINK, THINK, Answer, parse
+from smol_answers import END_THINK, THINK, Answer, parse
 from smol_config import Section
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s.'-]+[^\W\d_]+)*\.?")

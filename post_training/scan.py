@@ -23,7 +23,8 @@ from post_training.config import Source
 from post_training.mixture import RowChoice
 from post_training.normalise import BrokenRow, Normaliser, Sample
 from post_training.sources import records
-from post_training.template import END_THINK, IM_END, IM_START, THINK, Encoded, Rendered, Renderer, load_tokenizer
+from post_training.template import Encoded, Rendered, Renderer, load_tokenizer
+from smol_answers import END_THINK, IM_END, IM_START, THINK
 
 MODES = ("think", "no_think", "text")
 GROUPS = ("broken", "left_out", "noted")

@@ -1,4 +1,4 @@
-"""Chats to text, token ids and loss mask, and answers back into their parts. The one place that knows what templates do.
+"""Chats to text, token ids and loss mask: the one place that knows what templates do. Answers are read by smol_answers.
 
     templates/hybrid.jinja    this project's: /think and /no_think, instructions, tools (docs/chat_template.md)
     templates/chatml.jinja    plain ChatML, for mid-training
@@ -7,17 +7,12 @@ The text between a template's {% generation %} markers is what the loss sees. Re
 what inference servers render; token ids and masks are those of its apply_chat_template (a test compares them).
 """
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smol_config import UserError, nearest
 
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-THINK, END_THINK = "<think>", "</think>"
 TEMPLATES = Path(__file__).parent / "templates"
 REASONING_PARSER, TOOL_PARSER = "qwen3", "hermes"
 """What vLLM and SGLang call the parsers that read this template's answers; for model cards."""
@@ -122,48 +117,3 @@ def _token_spans(encoding: Any, spans: list[tuple[int, int]], length: int) -> li
             last = encoding.char_to_token(end - 1)
             found.append((encoding.char_to_token(begin), length if last is None else last + 1))
     return found
-
-
-# --- answers -----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The parts of what a model wrote."""
-
-    reasoning: str | None
-    """None where no <think> stands; else what is between the tags, trimmed."""
-    content: str
-    """The answer itself: no reasoning, no tool calls, trimmed."""
-    closed: bool = True
-    """False where <think> has no </think>: then everything after it is reasoning."""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    """name and arguments of each <tool_call> that is valid JSON."""
-    broken_calls: int = 0
-    """Tool calls that are not."""
-    code: list[str] = field(default_factory=list)
-    """What stands in <code> tags: calls of Python tools."""
-    after_reasoning: str = ""
-    """The text after </think> as it stands, tool calls included."""
-
-
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_CODE = re.compile(r"<code>(.*?)</code>", re.DOTALL)
-
-
-def parse(text: str) -> Answer:
-    """An assistant's turn, with or without its <|im_end|>, taken apart; nothing is an error."""
-    text = text.strip().removesuffix(IM_END).strip()
-    reasoning, closed, rest = None, True, text
-    if text.startswith(THINK):
-        inside, tag, rest = text[len(THINK) :].partition(END_THINK)
-        reasoning, closed, rest = inside.strip(), bool(tag), rest.strip()
-    calls, broken = [], 0
-    for written in _CALL.findall(rest):
-        try:
-            call = json.loads(written)
-            calls.append({"name": call["name"], "arguments": call.get("arguments", {})})
-        except (ValueError, TypeError, KeyError, AttributeError):
-            broken += 1
-    content = _CALL.sub("", rest).strip()
-    return Answer(reasoning, content, closed, calls, broken, [code.strip() for code in _CODE.findall(rest)], rest)

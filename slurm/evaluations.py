@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conversion import ConversionError, background
-from conversion.export_records import UNKNOWN, Records, export_name, step_of_export
+from conversion.export_records import UNKNOWN, Records, export_name, exported
 from conversion.service import Later, Stop, say
 from conversion.watching import read_lines, rounds
 from evaluation import scalars
@@ -99,10 +99,9 @@ class Evaluations:
 
     def _waiting(self) -> list[str]:
         """What the run's end is waited out for."""
-        exports = Records(self.run / "hf").exports
+        failed = {step for step, export in Records(self.run / "hf").exports.items() if export.failed}
         evaluations = {one.step: one for one in due(self.run, self.uploads)}
         steps = {step_of(path) for path in whole_checkpoints(self.run)} | evaluations.keys()
-        failed = {step for step, export in exports.items() if export.failed}
         return [
             export_name(step)
             for step in sorted(steps - failed)
@@ -112,13 +111,9 @@ class Evaluations:
 
 def due(run: Path, uploads: bool) -> list[Evaluation]:
     """What is exported, and uploaded where that is asked for; oldest first."""
-    exports, found = Records(run / "hf").exports, []
-    for folder in sorted((run / "hf").glob("step_*"), key=step_of_export):
-        step = step_of_export(folder)
-        export = exports.get(step)
-        if folder.name != export_name(step) or (export and export.failed):
-            continue
-        digest, note = export.checkpoint if export else UNKNOWN, read_note(run, step)
+    found = []
+    for step, digest in exported(run).items():
+        note = read_note(run, step)
         if not uploads or (note and digest in (UNKNOWN, note.checkpoint)):
             found.append(Evaluation(run, step, digest))
     return found

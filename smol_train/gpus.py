@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from smol_config import ConfigError, nearest
 
 GPUS_PER_NODE = 8
+DEFAULT_MFU = 0.30
+"""Model FLOPs utilisation where nothing better is known; SmolLM3 reached about this on 384 H100s."""
+DEFAULT_PEAK_TFLOPS = 989.0
+"""Dense bf16 of one H100 SXM."""
 
 # Shares of the peaks that the Smol Training Playbook measured on SmolLM3's H100s, taken for every GPU: matrix products 714 to
 # 758 of 989 TFLOP/s, HBM 3.0 of 3.35 TB/s, NVLink 364.9 of 450 GB/s, network 40 of 50 GB/s (38 to 43 point to point; eight
@@ -76,3 +80,12 @@ def find_gpu(name: str) -> Gpu:
     if name not in GPUS:
         raise ConfigError(f"gpu={name!r} is not a kind of GPU that the throughput model knows; {nearest(name, GPUS)}")
     return GPUS[name]
+
+
+def flops_per_second(mfu: float, peak_tflops: float) -> float:
+    """What one GPU does of the model's own FLOPs at an assumed utilisation. Raises ConfigError for what no GPU can."""
+    if not 0 < mfu <= 1 or peak_tflops <= 0:
+        raise ConfigError(
+            f"mfu={mfu} and peak_tflops={peak_tflops}: the first must lie above 0 and at most at 1, the second above 0"
+        )
+    return mfu * peak_tflops * 1e12

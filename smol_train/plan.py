@@ -3,6 +3,7 @@
     python -m smol_train.plan --config configs/smollm3/pretrain.yaml --gpus 384
     python -m smol_train.plan --config C.yaml --mfu 0.4 --peak-tflops 989 train.micro_batch_size=4
     python -m smol_train.plan --config C.yaml --gpus 64 --gpu h100 [--search [--memory 60] [--measure]]
+    python -m smol_train.plan --parameters 3e9 --tokens 11e12 --days 28 [--price 2.5]     no layout yet: sizing.py
     python pretrain_smol.py --config C.yaml --dry-run [--json]      the same behind the resolved configuration
 
 Everything follows from the configuration by arithmetic (model/config.py, schedule.py, memory.py): no data, no GPU, and
@@ -12,28 +13,22 @@ neither torch nor Megatron-Core is imported. Hours rest on an assumed utilisatio
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from smol_config import ConfigError, Section, load, to_yaml, unset_variables
-from smol_console import exit_code
-from smol_train import plan_steps, plan_text
+from smol_console import above_zero, exit_code, whole_number
+from smol_train import plan_steps, plan_text, sizing
 from smol_train.config import RunConfig
-from smol_train.gpus import Gpu, find_gpu
+from smol_train.gpus import DEFAULT_MFU, DEFAULT_PEAK_TFLOPS, Gpu, find_gpu, flops_per_second
 from smol_train.measure import measure
 from smol_train.measure import render as render_measured
 from smol_train.memory import PRECISIONS, CheckpointCost, DeviceMemory, checkpoint_cost, device_memory
+from smol_train.plan_devices import devices
 from smol_train.search import render as render_search
 from smol_train.search import search
-from smol_train.sections.run import TrainConfig
 from smol_train.speed import StepTime, step_time
-
-DEFAULT_MFU = 0.30
-"""Model FLOPs utilisation; SmolLM3 reached about this on 384 H100s."""
-DEFAULT_PEAK_TFLOPS = 989.0
-"""Dense bf16 of one H100 SXM."""
 
 FLOPS_FORMULAS = {
     "flops_per_token": "6 x weights of the matrix products + 12 x layers x heads x head_dim x sequence_length",
@@ -112,17 +107,16 @@ def plan(
     """
     speed = None
     if gpu is not None:
-        gpus, _ = _devices(config, gpus)
+        gpus, _ = devices(config, gpus)
         speed = step_time(config, gpus, find_gpu(gpu))
         mfu, peak_tflops = speed.mfu, find_gpu(gpu).flops / 1e12
     peak = peak_tflops if peak_tflops is not None else config.logging.peak_tflops or DEFAULT_PEAK_TFLOPS
-    if not 0 < mfu <= 1 or peak <= 0:
-        raise ConfigError(f"mfu={mfu} and peak_tflops={peak}: the first must lie above 0 and at most at 1, the second above 0")
-    gpus, data_parallel = _devices(config, gpus)
+    achieved = flops_per_second(mfu, peak)
+    gpus, data_parallel = devices(config, gpus)
     model, length = config.model, config.data.sequence_length
     memory: dict[str, DeviceMemory] = {name: device_memory(config, name, data_parallel) for name in PRECISIONS}
     flops = model.flops_per_token(length)
-    per_gpu = peak * 1e12 * mfu / flops
+    per_gpu = achieved / flops
     stages = plan_steps.stages(config)
     tokens = sum(stage.tokens for stage in stages)
     hours = (_seconds(config, gpus, find_gpu(gpu)) if gpu else tokens / (per_gpu * gpus)) / 3600
@@ -173,41 +167,6 @@ def _seconds(config: RunConfig, gpus: int, gpu: Gpu) -> float:
     return sum(
         steps * step_time(config.model_copy(update={"train": sized[size]}), gpus, gpu).total for size, steps in by_size.items()
     )
-
-
-def _devices(config: RunConfig, gpus: int | None) -> tuple[int, int]:
-    """Number of devices and copies of the model on them."""
-    ranks, train = config.parallel.model_ranks, config.train
-    smallest = math.gcd(*(size for _, size in train.batch_sizes))  # what every batch of a ramp is a multiple of
-    rows = smallest // train.micro_batch_size
-    if gpus is None:
-        gpus = ranks * rows // config.parallel.micro_batch_group
-    if gpus < 1 or gpus % ranks:
-        raise ConfigError(
-            f"gpus={gpus} is not a multiple of the {ranks} ranks that hold one copy of the model (parallel.tensor="
-            f"{config.parallel.tensor} x pipeline={config.parallel.pipeline} x context={config.parallel.context}); "
-            f"give {max(gpus // ranks, 1) * ranks}, or change parallel"
-        )
-    copies = gpus // ranks
-    if rows % copies:
-        fits = max(divisor for divisor in range(1, copies) if rows % divisor == 0)
-        raise ConfigError(
-            f"gpus={gpus} make {copies} copies of the model, which cannot share {_batches(train)} in rows of "
-            f"train.micro_batch_size={train.micro_batch_size} evenly; "
-            f"give {fits * ranks}, or change the batch"
-        )
-    if rows // copies % config.parallel.micro_batch_group:
-        raise ConfigError(
-            f"gpus={gpus} give each rank {rows // copies} micro-batches a step, no multiple of parallel.pipeline="
-            f"{config.parallel.pipeline}, which parallel.virtual_pipeline={config.parallel.virtual_pipeline} needs; change the "
-            f"batch or the number of GPUs"
-        )
-    return gpus, copies
-
-
-def _batches(train: TrainConfig) -> str:
-    ramp = [size for _, size in train.batch_sizes[:-1]]
-    return f"train.global_batch_size={train.global_batch_size}" + (f" and train.batch_ramp's {ramp}" if ramp else "")
 
 
 # --- commands ----------------------------------------------------------------------------------------------------------
@@ -263,30 +222,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="C.yaml", help="the run's configuration")
-    parser.add_argument("--gpus", type=int, help="devices; default: one micro-batch a step for each rank")
+    parser.add_argument("--config", metavar="C.yaml", help="the run's configuration")
+    parser.add_argument("--gpus", type=whole_number(1), help="devices; default: one micro-batch a step for each rank")
     parser.add_argument("--mfu", type=float, default=DEFAULT_MFU, help="assumed model FLOPs utilisation (default %(default)s)")
     parser.add_argument(
         "--peak-tflops", type=float, help="of one device; default logging.peak_tflops, then 989 (H100, dense bf16)"
     )
-    parser.add_argument("--gpu", help="a100, h100, h200 or b200: speed by the throughput model, in place of --mfu")
+    parser.add_argument(
+        "--gpu",
+        help="a100, h100, h200 or b200: speed by the throughput model, in place of --mfu; of sizes only peak and memory",
+    )
     parser.add_argument("--summary", action="store_true", help="print the lines that a configuration's comment carries")
     parser.add_argument(
         "--search", action="store_true", help="rank the layouts on --gpus devices (of kind --gpu, default h100)"
     )
-    parser.add_argument("--memory", type=float, metavar="GIB", help="with --search: of one device; default: the GPU's own")
+    parser.add_argument(
+        "--memory", type=above_zero, metavar="GIB", help="with --search or --context: of one device; default: the GPU's own"
+    )
     parser.add_argument("--measure", action="store_true", help="with --search: time the best three on this node's ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    sizing.add_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
     options = parser.parse_intermixed_args(arguments)
     return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
+    if sizing.asked(options):
+        return sizing.run(options)
+    if options.config is None:
+        raise ConfigError("--config is missing; give a configuration, or --parameters, --tokens and --days for sizes alone")
     if options.search:
         return _search(options)
     if options.memory is not None or options.measure:
-        raise ConfigError("--memory and --measure only mean something with --search; add it or leave them out")
+        raise ConfigError(
+            "--memory and --measure only mean something with --search (--memory also with --context); add it or leave them out"
+        )
     how = {name: getattr(options, name) for name in ("gpus", "mfu", "peak_tflops", "gpu")}
     return _show(options.config, options.overrides, options.json, False, options.summary, **how)
 

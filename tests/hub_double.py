@@ -57,10 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
         for part, codes in self.server.faults.items():
             if part in path and codes and self.command == "GET":
                 return self.fail(codes.pop(0))
-        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/revision/([^/]+)", path):
-            return self.info(*match.groups())
-        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)", path):
-            return self.tree(*match.groups())
+        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            return self.info(match[1], match[2] or "main")
+        if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
+            return self.tree(match[1], match[3] or "", "recursive=true" in self.path.lower())
         if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.file(*match.groups())
         return self.answer(404, b"no such route")
@@ -74,10 +74,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.error(404, "RevisionNotFound")
         return self.answer(200, json.dumps({"_id": "0", "id": repository, "sha": COMMIT}).encode())
 
-    def tree(self, repository: str, revision: str) -> None:
+    def tree(self, repository: str, folder: str, recursive: bool) -> None:
         root = self.server.root / repository
+        if not (root / folder).is_dir():
+            return self.error(404, "EntryNotFound")
         entries = []
-        for path in sorted(root.rglob("*")):
+        for path in sorted((root / folder).rglob("*") if recursive else (root / folder).iterdir()):
             name = path.relative_to(root).as_posix()
             if path.is_dir():
                 entries.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": name})
@@ -87,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
                 entry["lfs"] = {"oid": sha256, "size": path.stat().st_size, "pointerSize": 130}
             entries.append(entry)
-        self.answer(200, json.dumps(entries).encode())
+        return self.answer(200, json.dumps(entries).encode())
 
     def file(self, repository: str, revision: str, name: str) -> None:
         path = self.server.root / repository / name

@@ -21,7 +21,8 @@ from post_training.prepare import Prepared
 from post_training.recipes.config import GrpoConfig
 from post_training.recipes.metrics import keep_until
 from post_training.rewards import Reply
-from post_training.template import END_THINK, THINK, Renderer
+from post_training.template import Renderer
+from smol_answers import END_THINK, THINK
 from smol_config import UserError
 
 ANSWERS = "answers.jsonl"

@@ -15,7 +15,7 @@ import httpx2
 
 from post_training.normalise import Message
 from post_training.synth.config import Endpoint
-from post_training.template import parse
+from smol_answers import parse
 from smol_config import UserError
 
 LONGEST_WAIT = 60.0

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from completions_server import CompletionsServer
 from evaluation_parts import OFFLINE, Write
 
 TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
@@ -36,7 +38,7 @@ def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chat_model(base_model: Path) -> Path:
     """The same with a chat template."""
-    folder = base_model.with_name("chat")
+    folder = base_model.with_name("plain_chat")
     shutil.copytree(base_model, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
@@ -80,3 +82,18 @@ def write_task(tmp_path: Path) -> Write:
         return path
 
     return write
+
+
+@pytest.fixture
+def server(chat_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CompletionsServer]:
+    """The tests' model behind a URL; nobody waits between attempts."""
+
+    served = CompletionsServer(chat_model)
+
+    async def at_once(seconds: float) -> None:
+        served.waits.append(seconds)
+
+    monkeypatch.setattr("evaluation.server.sleep", at_once)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    yield served
+    served.close()

@@ -45,13 +45,17 @@ def test_a_stable_checkpoint_beside_a_decayed_one_is_warned_of(tmp_path: Path, c
     assert not capsys.readouterr().err
 
 
-def test_other_prompts_and_other_versions_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_prompts_other_versions_and_other_engines_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one = scored(tmp_path / "a", 0.5)
-    two = scored(tmp_path / "b", 0.5, tasks={"task": {"prompts_sha256": "others"}}, versions={"lm_eval": "0.5"})
+    other = {"tasks": {"task": {"prompts_sha256": "others"}}, "versions": {"lm_eval": "0.5"}, "engine": {"name": "server"}}
+    two = scored(tmp_path / "b", 0.5, **other)
     assert main(["compare", f"a={one}", f"b={two}", "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err
     assert "a and b were not asked with the same words" in said
     assert "a and b were scored with other versions of lm_eval" in said
+    assert "a and b were answered by server and transformers, which round apart; take one" in said
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from chats import ASK, CALL, SYSTEM, TELL, THINK, TOOL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from post_training.template import Renderer, load_tokenizer, parse, read_template
+from post_training.template import Renderer, load_tokenizer, read_template
+from smol_answers import parse
 from smol_config import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -182,15 +183,6 @@ def test_a_rendered_call_parses_as_it_was_made(tokenizer: Any) -> None:
     answer = parse(text[slice(*spans[0])])
     assert answer.reasoning == "The table knows." and answer.closed and answer.content == "I look it up."
     assert answer.tool_calls == [{"name": "tide", "arguments": {"place": "Brügge", "hours": [1, 2]}}] * 2
-
-
-def test_what_is_not_whole_is_told() -> None:
-    assert parse("<think>and so on") == parse("<think>\nand so on\n<|im_end|>")
-    assert not parse("<think>and so on").closed and parse("<think>and so on").content == ""
-    assert parse("x <think>y</think>").reasoning is None
-    broken = parse('<tool_call>{"name": </tool_call> <tool_call>[1]</tool_call><tool_call>{"name": "f"}')
-    assert broken.broken_calls == 2 and broken.tool_calls == [{"name": "f", "arguments": {}}]
-    assert parse("<code>\nf(1)\n</code>").code == ["f(1)"]
 
 
 def test_a_template_that_is_not_there_is_named_with_near_ones(chat_folder: Path, tmp_path: Path) -> None:

@@ -129,6 +129,23 @@ class Cluster:
                     found.append(int(process.name))
         return min(found)
 
+    @contextlib.contextmanager
+    def setting(self, line: str) -> Iterator[None]:
+        """Another line of slurm.conf for a while, such as KillWait=20."""
+        before = (self.folder / "slurm.conf").read_text()
+        changed, count = re.subn(rf"^{line.partition('=')[0]}=.*$", line, before, flags=re.M)
+        assert count == 1, line
+        try:
+            self._configure(changed)
+            yield
+        finally:
+            self._configure(before)
+
+    def _configure(self, text: str) -> None:
+        (self.folder / "slurm.conf").write_text(text)
+        outcome = self.run("scontrol", "reconfigure")
+        assert outcome.code == 0, outcome
+
     def jobs(self) -> list[str]:
         """Ids of what waits or runs."""
         return self.run("squeue", "--noheader", "--format=%i").out.split()

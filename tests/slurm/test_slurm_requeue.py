@@ -218,8 +218,8 @@ def test_where_too_few_nodes_are_left_a_suspected_one_is_used_again(cluster: Clu
     submit.overrides += ["train.global_batch_size=6"]
     job = submit.job("standin", "suspect")
     submit.wait_for_log("without n1 there are not enough nodes; it is started again on any", "back in the queue")
-    wait_until(lambda: len(submit.ranks()) == 6, "it is not started again")
-    assert told(submit, "start", "nodes") == 2 * [["n1", "n2", "n3"]] and cluster.jobs() == [job]
+    wait_until(lambda: len(submit.ranks()) >= 6, "it is not started again")
+    assert told(submit, "start", "nodes")[:2] == 2 * [["n1", "n2", "n3"]] and cluster.jobs() == [job]
     cluster.run("scancel", job)
 
 

@@ -1,9 +1,9 @@
 """The watcher on a real Slurm: what Slurm does not see is started again; a controller that is away harms nothing."""
 
 import os
-import re
 import signal
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +23,13 @@ def here(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment[name])
     return cluster
+
+
+@pytest.fixture
+def patient(here: Cluster) -> Iterator[None]:
+    """A job that is ended has 20 seconds to save, where the lab's others have 5: this machine may be busy."""
+    with here.setting("KillWait=20"):
+        yield
 
 
 def watcher(submit: Submitter) -> Watcher:
@@ -45,7 +52,7 @@ def logbook(submit: Submitter) -> str:
     return (submit.run / "slurm" / "logbook.md").read_text()
 
 
-def test_what_slurm_does_not_see_is_started_again_by_the_watcher(here: Cluster, submit: Submitter) -> None:
+def test_what_slurm_does_not_see_is_started_again_by_the_watcher(here: Cluster, patient: None, submit: Submitter) -> None:
     job = submit.job("standin", "work")
     wait_for_ranks(submit, 2)
     heartbeat(submit)
@@ -67,8 +74,9 @@ def test_what_slurm_does_not_see_is_started_again_by_the_watcher(here: Cluster, 
     (submit.run / "finish").touch()
     assert here.wait_for_state(job, "COMPLETED", "FAILED") == "COMPLETED", submit.log()
     text = logbook(submit)
-    assert text.count("**silent** job ") == 1 and text.count("**start** job ") == 2
-    assert re.search(r"from step (5|10)\n", text), "whether or not the rank that was left had the time to save once more"
+    assert text.count("**silent** job ") == 1 and text.count("**start** job ") == 2 and "from step 10\n" in text, (
+        "the rank that was left saved when the job was ended"
+    )
 
 
 @pytest.mark.slow
