@@ -1,6 +1,6 @@
 """`drills`: small questions that code makes and checks, for the whole path of post-training on a laptop (quickstart_chat.sh).
 
-    How many long words are in path, function, type?      /think: no, yes, no.      The answer is 1.
+    How many words are in path, function, type?      /think: 1, 2, 3.      The answer is 3.
 
     OUT/mid.jsonl        chats with reasoning                                   for `mid`
     OUT/sft.jsonl        chats of both modes, by a teacher with faults          for `sft`
@@ -15,7 +15,6 @@ Held-out questions share nothing with the others but the words themselves: which
 a hash, so that no neighbouring pair of one side occurs on the other. A model that answers them has learnt to read the list.
 """
 
-import argparse
 import hashlib
 import json
 import random
@@ -26,16 +25,14 @@ from typing import Any, NamedTuple
 from data_tools.output import whole_folder
 from smol_console import add_command, whole_number
 
-WORDS = (
-    "name value file line type list string path code class data index object module function number text time size key state test "
-    "error result event thread server message option argument method field item char user group table source target version "
-    "request process package command buffer block range byte"
-).split()
-"""Each one token of the quickstart's tokenizer, which learnt from Python's library: a list of them is regular, and soon read."""
-LONG = 6
-"""Letters from which a word is called long."""
-LONGEST = 5
-"""Words in a list."""
+WORDS = str.split(
+    "name value file line type list string path code class data index object module function number text time size "
+    "key state test error result event thread server message option argument method field item char user group table "
+    "source target version request process package command buffer block range byte"
+)
+"""Each one token of the quickstart's tokenizer, which learnt from Python's library: small models read them soon."""
+LONGEST = 7
+"""Words in a list; the shortest has two."""
 SYSTEM = "Answer in one sentence."
 HELD_OUT_SHARE = 0.2
 """Of the ordered pairs of words."""
@@ -64,15 +61,11 @@ def is_held_out(first: str, second: str) -> bool:
 
 def draw_drill(draw: random.Random, held_out: bool) -> Drill:
     """One of words from one side of the division."""
-    kind = draw.choice(("", "short ", "long "))
     words = _words(draw, draw.randint(2, LONGEST), held_out)
-    if kind:
-        found = [(len(word) >= LONG) == (kind == "long ") for word in words]
-        thought, number = ["yes" if one else "no" for one in found], sum(found)
-    else:
-        thought, number = list(map(str, range(1, len(words) + 1))), len(words)
-    wrong = draw.choice([other for other in (number - 2, number - 1, number + 1, number + 2) if other >= 0])
-    return Drill(f"How many {kind}words are in {', '.join(words)}?", ", ".join(thought), str(number), str(wrong))
+    number = len(words)
+    wrong = draw.choice([other for other in (number - 2, number - 1, number + 1, number + 2) if other > 0])
+    thought = ", ".join(str(place) for place in range(1, number + 1))
+    return Drill(f"How many words are in {', '.join(words)}?", thought, str(number), str(wrong))
 
 
 def _words(draw: random.Random, count: int, held_out: bool) -> list[str]:
