@@ -1,4 +1,4 @@
-"""The quickstart as a stranger runs it, in a copy of the repository: minutes long."""
+"""The quickstarts as a stranger runs them, in a copy of the repository: minutes long."""
 
 import json
 import math
@@ -28,10 +28,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def quickstart(copy: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["bash", "quickstart.sh", *arguments], cwd=copy, capture_output=True, text=True, timeout=1500, check=False
-    )
+def run(copy: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=1500, check=False)
+
+
+def quickstart(copy: Path) -> str:
+    result = run(copy, "quickstart.sh")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
@@ -54,7 +56,25 @@ def test_the_quickstart_learns_converts_and_can_be_called_again(copy: Path) -> N
     assert (root / "run" / "metrics.jsonl").read_text().count("\n") == len(lines), "no step was trained twice"
 
 
-def test_an_unknown_argument_is_refused(copy: Path) -> None:
-    result = subprocess.run(["bash", "quickstart.sh", "--fersh"], cwd=copy, capture_output=True, text=True, check=False)
+def test_the_quickstarts_model_becomes_a_chat_model_and_a_second_call_trains_nothing(copy: Path) -> None:
+    """In small: too few drills for every rise, enough for the form of a chat and for leaving thoughts out."""
+    small = ("--seeds", "1", "--rows", "1500")
+    first = run(copy, "quickstart_chat.sh", *small)
+    assert first.returncode in (0, 1), first.stdout[-3000:] + first.stderr[-3000:]
+    rose = re.findall(r"^(\w+) +(\S+) .* rose$", first.stdout, re.MULTILINE)
+    assert {("mid", "think/form"), ("mid", "think/mode"), ("sft", "no_think/mode")} <= set(rose), first.stdout[-3000:]
+    root = copy / "runs" / "chat"
+    assert (root / "report.png").stat().st_size > 10_000 and (root / "seed_0" / "merged" / "config.json").is_file()
+    metrics = {path: path.read_bytes() for path in root.glob("seed_0/*/metrics.jsonl")}
+    assert len(metrics) == 4
+    again = run(copy, "quickstart_chat.sh", *small)
+    assert again.returncode == first.returncode
+    assert again.stdout[again.stdout.index("== report") :] == first.stdout[first.stdout.index("== report") :]
+    assert metrics == {path: path.read_bytes() for path in metrics}
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_chat.sh"])
+def test_an_unknown_argument_is_refused(copy: Path, script: str) -> None:
+    result = run(copy, script, "--fersh")
     assert result.returncode == 2
     assert "unknown argument --fersh" in result.stderr
