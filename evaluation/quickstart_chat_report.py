@@ -2,7 +2,7 @@
 
     python -m evaluation.quickstart_chat_report runs/chat --output runs/chat/report
 
-    ROOT/scores_base, ROOT/seed_*/scores/STAGE of `run`  -->  a table of scores by stage, the rises that are expected, OUT.md, OUT.png
+    ROOT/scores_base, ROOT/seed_*/scores/STAGE of `run`  -->  scores by stage, the rises that are expected: OUT.md, OUT.png
 
 Exits 1 when a score did not rise where it should have: when its interval, over the questions and the seeds, reaches down to 0.
 """

@@ -81,7 +81,7 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
         print(f"{run}: {len(prepared.train):,} rows, {begin}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
-    checkpoints = Checkpoints(config, trainer)
+    checkpoints = Checkpoints(config, trainer, prepared.manifest)
     if newest and step_of(newest) >= _last_step(trainer):
         checkpoints.complete()
         return DONE
