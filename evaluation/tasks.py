@@ -7,6 +7,7 @@ Imports lm-eval, which takes seconds: only commands that run or show tasks impor
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
+from evaluation.task_names import own_tasks
 from smol_config import UserError, nearest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -65,6 +67,9 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
             for task in loaded[-1].tasks:
                 _set_up(task, one)
             _check_metrics(loaded[-1])
+    for (name, mode), count in Counter((task.task_name, one.mode) for one in loaded for task in one.tasks).items():
+        if count > 1:
+            raise UserError(f"tasks: {name} is asked by {count} entries in mode {mode}, by itself or in a group or tag; keep one")
     return loaded, missing
 
 
@@ -91,7 +96,7 @@ def _scores(task: Task) -> bool:
 
 
 def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> TaskManager:
-    """Of the suite's folders alone if they have all tasks: reading lm-eval's own 14,000 files takes a minute."""
+    """Of the suite's folders, and of lm-eval's own tasks if those have not all that is asked for."""
     for folder in suite.folders:
         if not folder.is_dir():
             raise UserError(f"folders: {folder} is no folder; give one that holds lm-eval task files")
@@ -101,13 +106,14 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> T
             except (yaml.YAMLError, ValueError, OSError) as error:  # lm-eval would leave the file out, and say nothing
                 raise UserError(f"{path} is no task file: {' '.join(str(error).split())}") from error
     told = ({"pretrained": str(hf_dir)} if hf_dir else {}) | suite.data
-    for defaults in (False, True):
-        manager = TaskManager(include_path=list(suite.folders), include_defaults=defaults, metadata=told)
-        unknown = [one.name for one in asked if one.name not in manager.task_index]
-        if not unknown:
-            return manager
-    faults = [f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown]
-    raise UserError("\n  ".join(faults))
+    manager = TaskManager(include_path=list(suite.folders), include_defaults=False, metadata=told)
+    index = manager.task_index
+    for afresh in (False, True):  # before a name is called unknown, lm-eval's files are read as they are now
+        if any(one.name not in index for one in asked):
+            index |= own_tasks(afresh) | index  # a task of the suite's folders replaces one of lm-eval's
+    if unknown := [one.name for one in asked if one.name not in index]:
+        raise UserError("\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, index)}" for name in unknown))
+    return manager
 
 
 def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
