@@ -14,7 +14,6 @@ go on; 2 bad input (nothing written).
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +71,6 @@ def run(options: argparse.Namespace) -> int:
     asked = _asked(suite, options)
     if options.served_model and not options.server:
         raise UserError("--served-model is a name at a server; give --server too")
-    _calm_progress_bars()
     from evaluation.run import run as run_suite
     from evaluation.server import find
 
@@ -105,13 +103,6 @@ def _asked(suite: Suite, options: argparse.Namespace) -> list[SuiteTask]:
     if not asked:
         raise UserError(f"{options.suite}: no task has use: {options.use}, which --use asks for; give the other use")
     return asked
-
-
-def _calm_progress_bars() -> None:
-    """lm-eval's bars are tqdm's, which fill a log file: there, only a bar that lasts, and every quarter of a minute."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "15")
-        os.environ.setdefault("TQDM_DELAY", "15")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class Scores(NamedTuple):
     """Its name alone; scores have the filter's name after it where a task has several."""
     value: float
     interval: tuple[float, float] | None
-    """95 %, over the choice of questions; None where lm-eval's aggregation is neither a mean nor a ratio."""
+    """95 %, over the choice of questions, of a group's within each of its tasks; None where lm-eval's aggregation is neither a
+    mean nor a ratio."""
     chance: float | None
     """Of a model that guesses; None where that is not known."""
     higher_is_better: bool
@@ -85,11 +86,22 @@ def scores_of(
 
 def interval(values: Sequence[Any], seed: int) -> tuple[float, float] | None:
     """95 % percentile bootstrap over questions: of the mean of numbers, or of the bits per unit of (log-likelihood, units)."""
+    draws = resampled(values, seed)
+    return None if draws is None else ends(draws)
+
+
+def resampled(values: Sequence[Any], seed: int | Sequence[int]) -> np.ndarray | None:
+    """The metric of RESAMPLES draws of as many questions, with replacement; None for values of another kind."""
     try:
         drawn = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-        low, high = np.percentile(_estimate(drawn, values), (2.5, 97.5))
+        return _estimate(drawn, values)
     except (ValueError, TypeError):
         return None
+
+
+def ends(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled values."""
+    low, high = np.percentile(draws, (2.5, 97.5))
     return float(low), float(high)
 
 

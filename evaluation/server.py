@@ -125,9 +125,13 @@ class ServedModel(HFLM):
         self.server, self.seed, self.at_once = server, seed, at_once
         self.answers = Answers(answers)
 
-    def get_model_info(self) -> dict[str, Any]:
-        """Nothing: lm-eval would count the parameters."""
-        return {}
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """(log-likelihood, greedy) of each continuation; without lm-eval's bars."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """Log-likelihood of each text."""
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, override_bs: int | None = None

@@ -1,6 +1,6 @@
 """The names of lm-eval's own tasks and where their files lie, from a cache.
 
-    14,000 YAML files --lm-eval's TaskManager, once a version--> names and files as JSON --own_tasks--> the index of a suite's tasks
+    14,000 YAML files --lm-eval's TaskManager, once a version--> names and files as JSON --own_tasks--> tasks.py's index
 
 lm-eval reads all its files for every command: 15 seconds of a processor, a minute on a slow disk, at each checkpoint of a run.
 Only names are kept: the files of the tasks that a suite asks for are read each time.

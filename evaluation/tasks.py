@@ -69,7 +69,7 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
             _check_metrics(loaded[-1])
     for (name, mode), count in Counter((task.task_name, one.mode) for one in loaded for task in one.tasks).items():
         if count > 1:
-            raise UserError(f"tasks: {name} is asked by {count} entries in mode {mode}, by itself or in a group or tag; keep one")
+            raise UserError(f"tasks: {name} is asked by {count} entries in mode {mode}, itself or in a group or tag; keep one")
     return loaded, missing
 
 
@@ -135,8 +135,7 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
 
 def _set_up(task: Task, asked: SuiteTask) -> None:
     """Shots, form, sampling and what is scored, as the suite says."""
-    if asked.shots is not None:
-        task.set_config("num_fewshot", asked.shots)
+    task.set_config("num_fewshot", (task.config.num_fewshot or 0) if asked.shots is None else asked.shots)
     if task.OUTPUT_TYPE == "generate_until":
         task.set_config("generation_kwargs", asked.generation, update=True)
         if not (task.config.metadata or {}).get("keep_reasoning"):

@@ -93,12 +93,10 @@ class CompletionsServer:
     def log_probabilities(self, prompt: torch.Tensor) -> dict[str, Any]:
         """Of each token given those before it, and of one more that greedy decoding adds."""
         rows = self.model(prompt).logits[0].log_softmax(-1)
-        ids = [*prompt[0, 1:].tolist(), int(rows[-1].argmax())]
-        own = [row[token].item() for row, token in zip(rows, ids, strict=True)]
-        top = [
-            {str(token): value, str(int(row.argmax())): row.max().item()}
-            for row, token, value in zip(rows, ids, own, strict=True)
-        ]
+        best, greedy = (found.tolist() for found in rows.max(-1))
+        ids = [*prompt[0, 1:].tolist(), greedy[-1]]
+        own = rows[range(len(ids)), ids].tolist()
+        top = [{str(token): value, str(most): high} for token, value, most, high in zip(ids, own, greedy, best, strict=True)]
         return {"token_logprobs": [None, *own], "top_logprobs": [None, *top]}
 
     def close(self) -> None:

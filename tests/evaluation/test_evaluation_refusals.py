@@ -53,7 +53,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.run._model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("evaluation.run.LocalModel", lambda *_: pytest.fail("a model was loaded"))
     write_task("colours", COLOURS, **task)
     assert run(base_model, write_suite([{"name": "colours", **entry}]), tmp_path / "out") == 2
     assert sentence in capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_a_task_of_the_suites_folders_replaces_one_of_lm_evals(
     assert run(base_model, write_suite([{"name": "all_colours"}]), tmp_path / "out") == 0
     assert record(tmp_path / "out")["tasks"]["colours"]["of"] == 2
     assert run(base_model, write_suite([{"name": "colours"}, {"name": "all_colours"}]), tmp_path / "twice") == 2
-    assert "tasks: colours is asked by 2 entries in mode base, by itself or in a group or tag; keep" in capsys.readouterr().err
+    assert "tasks: colours is asked by 2 entries in mode base, itself or in a group or tag; keep" in capsys.readouterr().err
 
 
 def test_a_cache_that_is_broken_or_cannot_be_written_costs_time_alone(reads: list[int], tmp_path: Path) -> None:
