@@ -2,6 +2,7 @@
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks, by transformers or a server; show: the prompts of one
+    judge      what the judges of a suite have not judged yet of a run's results
     watch      every checkpoint of a run, once; prefetch: a suite's data, for nodes without internet
     chat       talk to a model; vibe: the same words to several, side by side
     compare    models side by side; properties: whether tasks are fit to decide by
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import chat, compare, prefetch, properties_report, scaling_report, vibe, watch
+from evaluation import chat, compare, judge, prefetch, properties_report, scaling_report, vibe, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_records
@@ -71,21 +72,16 @@ def run(options: argparse.Namespace) -> int:
     asked = _asked(suite, options)
     if options.served_model and not options.server:
         raise UserError("--served-model is a name at a server; give --server too")
+    from evaluation.client import find
     from evaluation.run import run as run_suite
-    from evaluation.server import find
 
     server = find(options.server, options.served_model) if options.server else None
     record = run_suite(options.hf_dir, suite, asked, options.output, options.subset, server, options.concurrency)
     print(result_table(record))
     if options.tensorboard:
         add_records(options.tensorboard, [record])
-    for name, task in record["tasks"].items():
-        if task["truncated"]:
-            print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
-    for name, reason in record["not_run"].items():
-        print(f"not run: {name}: {reason}", file=sys.stderr)
     print(f"wrote {options.output / 'results.json'} and the samples beside it", flush=True)
-    return 1 if record["not_run"] else 0
+    return judge.tell(record)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -154,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    judge.add_parser(commands)
     prefetch.add_parser(commands)
     watch.add_parser(commands)
     chat.add_parser(commands)

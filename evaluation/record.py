@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from evaluation import heat_map, results
 from evaluation.results import Samples, Scores
-from evaluation.suite import NAMED_METRICS
+from evaluation.suite import JUDGED, NAMED_METRICS
 from evaluation.tasks import Loaded, gold
 
 
@@ -27,6 +27,9 @@ def record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, A
             for sample in samples:
                 sample["gold"] = gold(task, sample["doc"])
             results.add_likelihood_metrics(samples, lambda context, text: len(model._encode_pair(context, text)[1]))
+        if loaded.asked.judge:
+            for sample in samples:
+                sample["asked"] = task.doc_to_text(sample["doc"])
         scores = results.scores_of(samples, evaluated["results"][name], task.higher_is_better(), seed)
         _add(record, "parts" if name in in_group else "results", name, loaded, scores)
         label = name if loaded.mode == "base" else f"{name}_{loaded.mode}"
@@ -45,6 +48,9 @@ def record_task(model: HFLM, loaded: Loaded, evaluated: Any, record: dict[str, A
             "truncated": _truncated(model, task, samples),
             "prompts_sha256": results.prompts_sha256(samples),
         }
+        if loaded.asked.judge:  # who is asked when all of OUT_DIR is there
+            record["tasks"][label]["judge"] = loaded.asked.judge.model_dump(mode="json")
+            record["not_run"][f"{label} {JUDGED}"] = "not judged yet; python -m evaluation judge OUT_DIR"
     for number, group in enumerate(groups):
         _add(record, "results", group.name, loaded, _group_scores(group, evaluated, (seed, number)))
 

@@ -46,6 +46,13 @@ CountTokens = Callable[[str, str], int]
 """(context, continuation) -> tokens of the continuation."""
 
 
+def without_reasoning(response: str) -> str:
+    """What follows the last </think>; nothing where reasoning began and did not end."""
+    if "</think>" in response:
+        return response.rpartition("</think>")[2].strip()
+    return "" if "<think>" in response else response
+
+
 def score_name(task: str, mode: str, metric: str) -> str:
     """As results, and TensorBoard, have it."""
     return "/".join(["eval", task, *([] if mode == "base" else [mode]), metric])
@@ -134,7 +141,7 @@ def prompts_sha256(samples: Samples) -> str:
 
 
 def write_samples(path: Path, samples: Samples, metrics: Sequence[str]) -> None:
-    """One line a question (and filter)."""
+    """One line a question (and filter); "asked" is the question's text, where a judge shall read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf8") as file:
         for sample in samples:
@@ -142,6 +149,7 @@ def write_samples(path: Path, samples: Samples, metrics: Sequence[str]) -> None:
             line |= {"prompt_sha256": sample["prompt_hash"], "target": sample["target"]}
             line |= {"responses": sample["resps"], "scored": sample["filtered_resps"]}
             line |= {"scores": {metric: sample[metric] for metric in metrics if metric in sample}}
+            line |= {"asked": sample["asked"]} if "asked" in sample else {}
             line |= {key: sample["doc"][key] for key in ("length", "depth", "turns") if key in sample["doc"]}
             file.write(json.dumps(line, default=str) + "\n")
 

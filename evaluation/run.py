@@ -21,9 +21,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
+from evaluation import judge
+from evaluation.client import Server
 from evaluation.engine import LocalModel, ask, check_generation, quiet, system_message, template_arguments
 from evaluation.record import record_task
-from evaluation.server import ServedModel, Server
+from evaluation.server import ServedModel
 from evaluation.suite import Mode, Suite, SuiteTask
 from evaluation.tasks import Loaded, load_tasks
 from smol_config import UserError
@@ -85,13 +87,13 @@ def run(
     output: Path,
     subset: int | None,
     server: Server | None = None,
-    at_once: int = 1,
+    at_once: int = 32,
 ) -> dict[str, Any]:
     """Evaluate and write OUT_DIR; returns the record of results.json, in which "not_run" names what could not be reached.
 
-    `server` answers, to `at_once` requests at a time, in place of the folder's weights. Raises UserError, with no OUT_DIR
-    written, for a folder that is no model or whose parity failed, for an OUT_DIR that is there, for what tasks.py finds, and
-    for a server that does not answer.
+    `server` answers, to `at_once` requests at a time, in place of the folder's weights; judges are asked when OUT_DIR is there
+    (judge.py). Raises UserError, with no OUT_DIR written, for a folder that is no model or whose parity failed, for an OUT_DIR
+    that is there, for what tasks.py finds, and for a server or a judge that does not answer.
     """
     check_model(hf_dir)
     if output.exists():
@@ -99,6 +101,7 @@ def run(
     quiet()
     loaded, missing = load_tasks(suite, asked, hf_dir)
     _check_template(hf_dir, loaded)
+    judge.check(asked)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     training = training_of(hf_dir)
     record: dict[str, Any] = {
@@ -132,7 +135,7 @@ def run(
         answers.unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return record
+    return judge.judge_all(output, at_once)
 
 
 def check_model(hf_dir: Path) -> None:

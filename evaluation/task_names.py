@@ -47,4 +47,4 @@ def _kept(entry: Entry) -> tuple[str, str | None, list[str]]:
 
 
 def _entry(name: str, kind: str, path: str | None, tags: list[str]) -> Entry:
-    return Entry(name, Kind[kind], path and FOLDER / path, None, set(tags))  # type: ignore[arg-type]
+    return Entry(name, Kind[kind], path and FOLDER / path, None, set(tags))

@@ -23,7 +23,8 @@ from lm_eval.filters.selection import TakeFirstFilter
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
+from evaluation.results import without_reasoning
+from evaluation.suite import JUDGED, NAMED_METRICS, Mode, Suite, SuiteTask
 from evaluation.task_names import own_tasks
 from smol_config import UserError, nearest
 
@@ -141,8 +142,8 @@ def _set_up(task: Task, asked: SuiteTask) -> None:
         if not (task.config.metadata or {}).get("keep_reasoning"):
             for ensemble in task._filters:
                 ensemble.filters.insert(0, ReasoningStripped)
-    elif asked.generation or asked.repeats > 1:
-        raise UserError(f"task {task.task_name} generates nothing; take generation and repeats away from it")
+    elif asked.generation or asked.repeats > 1 or asked.judge:
+        raise UserError(f"task {task.task_name} generates nothing; take generation, repeats and judge away from it")
     if asked.repeats > 1:
         _average(task, asked.repeats)
     if asked.form and task.OUTPUT_TYPE != "multiple_choice":
@@ -156,13 +157,6 @@ def _set_up(task: Task, asked: SuiteTask) -> None:
 
 
 # --- what is scored --------------------------------------------------------------------------------------------------------
-
-
-def without_reasoning(response: str) -> str:
-    """What follows the last </think>; nothing where reasoning began and did not end."""
-    if "</think>" in response:
-        return response.rpartition("</think>")[2].strip()
-    return "" if "<think>" in response else response
 
 
 class ReasoningStripped(Filter):
@@ -236,6 +230,8 @@ def _check_metrics(loaded: Loaded) -> None:
     known = {metric for task in loaded.tasks for metric in task.aggregation()}
     if any(task.OUTPUT_TYPE == "multiple_choice" for task in loaded.tasks):
         known |= set(NAMED_METRICS)
+    if loaded.asked.judge:
+        known.add(JUDGED)
     for metric in loaded.asked.metrics:
         if metric not in known:
             raise UserError(f"tasks: {loaded.asked.name} has no metric {metric!r}; {nearest(metric, known)}")

@@ -14,7 +14,7 @@ Change = dict[str, Any]
     ("entry", "task", "sentence"),
     [
         ({"metrics": ["ack"]}, {}, "tasks: colours has no metric 'ack'; did you mean 'acc'?"),
-        ({"repeats": 2}, {}, "task colours generates nothing; take generation and repeats away from it"),
+        ({"repeats": 2}, {}, "task colours generates nothing; take generation, repeats and judge away from it"),
         ({}, {"doc_to_target": "solution"}, "question 0 has the answer 'solution', which is none of its choices ['red',"),
         ({}, {"doc_to_target": "{{solution}}"}, "task colours: 'solution' is undefined; its file names a column"),
         ({}, {"output_type": "multiple_choices"}, "task colours cannot be loaded: ValueError: Got invalid output_type"),
