@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,11 @@ def test_a_run_whose_job_is_lost_is_submitted_again_and_the_others_are_not(
 ) -> None:
     overrides = tiny_overrides(corpus, tmp_path / "elsewhere")
     (tmp_path / "baseline.yaml").write_text(mapping_to_yaml(merge_files(QUICKSTART, overrides)))
-    sweep = {"baseline": "baseline.yaml", "output": str(tmp_path / "sweep"), "seeds": {"baseline": [6], "changes": [6]}}
+    sweep: dict[str, Any] = {
+        "baseline": "baseline.yaml",
+        "output": str(tmp_path / "sweep"),
+        "seeds": {"baseline": [6], "changes": [6]},
+    }
     sweep["changes"] = [{"name": "mqa", "overrides": ["model.num_query_groups=1"]}]
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     runs = [tmp_path / "sweep" / "runs" / f"{name}-seed6" for name in ("baseline", "mqa")]
