@@ -1,6 +1,6 @@
 """What lm-eval found of one entry of a suite, into the record of results.json and the files beside it.
 
-engine.py's results --results.py: scores, intervals, chance--> results.json, samples/, depth_length_TASK.png
+    engine.py's results --results.py: scores, intervals, chance--> results.json, samples/, depth_length_TASK.png
 """
 
 from pathlib import Path
