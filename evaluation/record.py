@@ -1,6 +1,8 @@
 """What lm-eval found of one entry of a suite, into the record of results.json and the files beside it.
 
     engine.py's results --results.py: scores, intervals, chance--> results.json, samples/, depth_length_TASK.png
+
+A group's tasks are its parts; what a judge has to score is noted as not run (judge.py).
 """
 
 from pathlib import Path
