@@ -2,7 +2,7 @@
 
     pretrain_smol.py --dry-run --json   what a configuration means (steps, parameters), or why it cannot be trained
     torch.distributed.run pretrain_smol.py          one run after the other on this machine
-    slurm/submit.sh pretrain            each run a job; a later call collects
+    slurm/submit.sh --once pretrain     each run a job; a later call submits anew what was lost, and collects
     conversion to-hf, evaluation.run    the final checkpoint's export and its scores
 
 The trainer's launcher hides exit codes, so what became of a run is read from its folder (run_folder.py).
@@ -121,11 +121,8 @@ def _signals() -> Iterator[list[int]]:
 
 
 def submit(run: Run) -> str:
-    """Submit the run's training unless that was done; returns what is told of it. Raises UserError when Slurm refuses."""
-    config = run.write_config()
-    if any((run.folder / "slurm" / "code").glob("*")):
-        return f"{run.arm}, seed {run.seed}: submitted earlier; bash slurm/status.sh {run.folder.parent} shows its job"
-    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), "pretrain", str(config)]
+    """Submit the run's training unless a job of it waits or runs; returns what is told. Raises UserError when Slurm refuses."""
+    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), "--once", "pretrain", str(run.write_config())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{run.arm}, seed {run.seed}: {done.stderr.strip().removeprefix('error: ')}")
