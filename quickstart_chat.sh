@@ -12,7 +12,7 @@ source setup.sh
 readonly ROOT=runs/chat
 readonly CONFIGS=configs/post_training/quickstart
 SEEDS=3
-ROWS=5000
+ROWS=8000
 
 while (($#)); do
   case "$1" in

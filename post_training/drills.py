@@ -45,12 +45,11 @@ RAMBLING_SHARE = 0.4
 
 
 class Drill(NamedTuple):
-    """A question, how it is thought through, its answer, and one that is wrong."""
+    """A question, its answer, and one that is wrong."""
 
     question: str
-    reasoning: str
-    answer: str
-    wrong: str
+    answer: int
+    wrong: int
 
 
 def is_held_out(first: str, second: str) -> bool:
@@ -64,8 +63,7 @@ def draw_drill(draw: random.Random, held_out: bool) -> Drill:
     words = _words(draw, draw.randint(2, LONGEST), held_out)
     number = len(words)
     wrong = draw.choice([other for other in (number - 2, number - 1, number + 1, number + 2) if other > 0])
-    thought = ", ".join(str(place) for place in range(1, number + 1))
-    return Drill(f"How many words are in {', '.join(words)}?", thought, str(number), str(wrong))
+    return Drill(f"How many words are in {', '.join(words)}?", number, wrong)
 
 
 def _words(draw: random.Random, count: int, held_out: bool) -> list[str]:
@@ -86,45 +84,45 @@ def _user(drill: Drill) -> list[dict[str, str]]:
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": drill.question}]
 
 
-def _answer(drill: Drill, number: str, think: bool, aloud: bool = False) -> dict[str, str]:
-    """The assistant's turn. `aloud`: it says its thoughts in the answer."""
-    said = f"The answer is {number}."
+def _answer(number: int, think: bool, aloud: bool = False) -> dict[str, str]:
+    """The assistant's turn, thought through as far as the number that it says. `aloud`: with the thought in the answer."""
+    said, thought = f"The answer is {number}.", f"{', '.join(map(str, range(1, number + 1)))}."
     if think:
-        return {"role": "assistant", "content": said, "reasoning_content": f"{drill.reasoning}."}
-    return {"role": "assistant", "content": f"{drill.reasoning}. {said}" if aloud else said}
+        return {"role": "assistant", "content": said, "reasoning_content": thought}
+    return {"role": "assistant", "content": f"{thought} {said}" if aloud else said}
 
 
 def _chat(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
     """What the model is to learn to do."""
-    messages = [*_user(drill), _answer(drill, drill.answer, think)]
+    messages = [*_user(drill), _answer(drill.answer, think)]
     return {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
 
 
 def _taught(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
     """The same by the teacher with faults."""
     number = drill.wrong if draw.random() < WRONG_SHARE else drill.answer
-    messages = [*_user(drill), _answer(drill, number, think, aloud=draw.random() < RAMBLING_SHARE)]
+    messages = [*_user(drill), _answer(number, think, aloud=draw.random() < RAMBLING_SHARE)]
     return {"messages": messages, "chat_template_kwargs": {"enable_thinking": think}}
 
 
 def _pair(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
     """The rejected answer is wrong, or in /no_think right but thought aloud."""
     rambles = not think and draw.random() < 0.5
-    rejected = _answer(drill, drill.answer if rambles else drill.wrong, think, aloud=rambles)
+    rejected = _answer(drill.answer if rambles else drill.wrong, think, aloud=rambles)
     return {
         "prompt": _user(drill),
-        "chosen": [_answer(drill, drill.answer, think)],
+        "chosen": [_answer(drill.answer, think)],
         "rejected": [rejected],
         "chat_template_kwargs": {"enable_thinking": think},
     }
 
 
 def _prompt(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
-    return {"prompt": _user(drill), "answer": drill.answer, "chat_template_kwargs": {"enable_thinking": think}}
+    return {"prompt": _user(drill), "answer": str(drill.answer), "chat_template_kwargs": {"enable_thinking": think}}
 
 
 def _held_out(draw: random.Random, drill: Drill, think: bool) -> dict[str, Any]:
-    return {"question": drill.question, "answer": drill.answer}
+    return {"question": drill.question, "answer": str(drill.answer)}
 
 
 KINDS: dict[str, tuple[Callable[[random.Random, Drill, bool], dict[str, Any]], float]] = {

@@ -63,6 +63,10 @@ def test_the_teacher_is_wrong_and_rambles_as_often_as_its_constants_say(made: Pa
     assert sum(thinks) / len(rows) == pytest.approx(0.5, abs=0.07)
     assert [("reasoning_content" in answer) for answer in answers] == thinks
     assert not any(think and ramble for think, ramble in zip(thinks, rambles, strict=True))
+    for answer in answers:
+        thought = answer.get("reasoning_content") or answer["content"].partition(" The answer")[0]
+        said = int(answer["content"].split()[-1].rstrip("."))
+        assert thought in (", ".join(map(str, range(1, said + 1))) + ".", answer["content"]), "it counts to what it says"
 
 
 def test_of_a_pair_the_chosen_answer_is_right_and_the_rejected_one_wrong_or_rambling(made: Path) -> None:
