@@ -24,8 +24,8 @@ class Kind:
     job: tuple[str, ...]
     """What slurm/submit.sh takes: a job, and what stands behind the configuration."""
     held_out: Mapping[str, bool]
-    """Scores of data.held_out in metrics.jsonl, NAME/ for all of a group: is higher better? Only those that arms share: the loss
-    on pairs is another number for each loss and beta."""
+    """Scores of data.held_out in metrics.jsonl, NAME/ for all of a group: is higher better? Only those that arms share: the
+    loss on pairs is another number for each loss and beta."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """Settings of every run, beside its seed and folder."""
     resolved: tuple[str, ...] = ()
@@ -41,7 +41,8 @@ class Kind:
 
 
 def _recipe(name: str, held_out: Mapping[str, bool], loss_falls: bool = True) -> Kind:
-    return Kind(("-m", "post_training", name), ("post_training", "--", name), held_out, resolved=("model",), loss_falls=loss_falls)
+    command, job = ("-m", "post_training", name), ("post_training", "--", name)
+    return Kind(command, job, held_out, resolved=("model",), loss_falls=loss_falls)
 
 
 PRETRAINING = Kind(

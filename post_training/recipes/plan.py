@@ -1,7 +1,7 @@
-"""`--dry-run`: what a recipe's configuration means, or why it cannot be trained. No GPU, no model loaded, nothing written or fetched.
+"""`--dry-run`: what a recipe's configuration means, or why it cannot be trained. Nothing is loaded, written or fetched.
 
-How many rows, and so steps, an epoch has is known once the data is prepared, which the run itself does: rows that do not fit are
-left out, others packed. Before that they are null, unless the configuration says `steps`; `preview` looks into the data itself.
+How many rows, and so steps, an epoch has is known once the data is prepared, which the run itself does: rows that do not fit
+are left out, others packed. Before that they are null, unless the configuration says `steps`. `preview` looks into the data.
 """
 
 import json
@@ -48,7 +48,8 @@ def plan(recipe: str, config: RecipeConfig) -> Plan:
 def text(found: Plan, config: RecipeConfig) -> str:
     """The configuration, and the plan in words."""
     units = {"rows": "rows an epoch", "train_steps": "steps", "train_tokens": "tokens"}
-    parts = [f"{short(found['parameters'])} parameters", *(f"{found[key]:,} {unit}" for key, unit in units.items() if found[key])]
+    parts = [f"{short(found['parameters'])} parameters"]
+    parts += [f"{found[key]:,} {unit}" for key, unit in units.items() if found[key]]
     if unknown := [unit for key, unit in units.items() if not found[key]]:
         parts.append(f"{', '.join(unknown)} known once the data is prepared")
     return f"{to_yaml(config)}\n{found['recipe']} of {config.model}: {'; '.join(parts)}"
@@ -69,7 +70,7 @@ def _rows_a_step(config: RecipeConfig) -> int:
 
 
 def _steps(config: RecipeConfig, rows: int) -> int:
-    """The trainer's arithmetic: micro-batches that are whole; of them, one step more for a rest; prompts are left out instead."""
+    """The trainer's arithmetic: a rest of whole micro-batches is a step, a rest of prompts is left out."""
     if isinstance(config, GrpoConfig):
         an_epoch = rows // _rows_a_step(config)
     else:

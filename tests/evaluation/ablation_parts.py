@@ -101,6 +101,7 @@ def planned(arm: Arm) -> dict[str, Any]:
     """In place of the trainer's dry run, which is a process of its own."""
     return dict(plan(load(RunConfig, arm.base, arm.overrides)).model_dump(mode="json"))
 
+
 def commands_with(folder: Path) -> list[str]:
     """Processes whose command names the folder."""
     found = []

@@ -18,7 +18,7 @@ from tiny_runs import REPOSITORY
 from evaluation.__main__ import main
 from evaluation.ablations import kinds, trainer
 from evaluation.ablations.run_folder import outcome
-from evaluation.ablations.sweep import Arm
+from evaluation.ablations.sweep import Arm, current_round, load_sweep
 from post_training.recipes.config import RECIPES
 from smol_config import UserError
 
@@ -84,6 +84,16 @@ def test_a_configuration_of_another_recipe_and_a_model_that_is_not_there_are_ref
     assert not (tmp_path / "sweep").exists()
 
 
+def test_on_a_cluster_a_run_is_a_job_of_its_recipe(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", str(chat_folder))
+    [run] = current_round(load_sweep(write_sweep(tmp_path, chat_folder))).baseline.runs
+    submit = tmp_path / "slurm" / "submit.sh"
+    submit.parent.mkdir()
+    submit.write_text('echo "job: $*"\n')
+    monkeypatch.setattr(trainer, "REPOSITORY", tmp_path)
+    assert trainer.submit(run) == f"baseline, seed 6: job: post_training {run.folder / 'config.yaml'} -- preference"
+
+
 # --- what a recipe's run leaves ----------------------------------------------------------------------------------------------
 
 
@@ -128,7 +138,7 @@ def test_a_real_sweep_of_a_recipe_that_is_killed_is_finished_by_the_same_command
     write_task("colours", COLOURS)
     suite = write_suite([{"name": "colours"}])
     monkeypatch.setenv("MODEL", str(chat_folder))
-    path = write_sweep(tmp_path, chat_folder, suite=suite.name, processes=2)
+    path = write_sweep(tmp_path, chat_folder, suite=suite.name)
     command = [sys.executable, "-m", "evaluation", "ablate", str(path)]
     baseline, change = (tmp_path / "sweep" / "runs" / f"{name}-seed6" for name in ("baseline", "strong"))
     with (tmp_path / "first.log").open("w") as log:
@@ -148,8 +158,8 @@ def test_a_real_sweep_of_a_recipe_that_is_killed_is_finished_by_the_same_command
     assert (baseline / f"iter_{STEPS:07d}" / "COMPLETE").stat().st_mtime_ns == whole, "it was not trained again"
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert [(run["arm"], run["state"], run["devices"]) for run in results["runs"]] == [
-        ("baseline", "done", 2),
-        ("strong", "done", 2),
+        ("baseline", "done", 1),
+        ("strong", "done", 1),
     ]
     names = {"eval/rewards/accuracies", "eval/colours/acc"}
     assert names <= results["comparisons"]["strong"].keys() and "eval/loss" not in results["comparisons"]["strong"]
@@ -160,4 +170,5 @@ def test_a_real_sweep_of_a_recipe_that_is_killed_is_finished_by_the_same_command
 
     monkeypatch.setenv("MODEL", str(tmp_path / "sweep" / "runs" / "strong-seed6" / "hf" / f"step_{STEPS}"))
     other = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert other.returncode == 2 and f"was begun with other settings than the sweep now has (model: {chat_folder}" in other.stderr
+    assert other.returncode == 2
+    assert f"was begun with other settings than the sweep now has (model: {chat_folder}, now " in other.stderr

@@ -94,7 +94,7 @@ def test_a_batch_for_another_number_of_processes_is_refused(
     chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="is not a multiple of train.micro_batch_size=1 x 3 processes"):
+    with pytest.raises(UserError, match=r"is not a multiple of train.micro_batch_size=1 x 3 processes"):
         planned("sft", write_config(tmp_path, "sft", chat_folder))
 
 
