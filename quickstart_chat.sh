@@ -12,7 +12,7 @@ source setup.sh
 readonly ROOT=runs/chat
 readonly CONFIGS=configs/post_training/quickstart
 SEEDS=3
-ROWS=6000
+ROWS=5000
 
 while (($#)); do
   case "$1" in
@@ -42,11 +42,11 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 step "a model that knows chats, and drills"
 [[ -d $ROOT/base ]] || .venv/bin/python -m post_training chat-model runs/quickstart/hf "$ROOT/base"
 [[ -d $ROOT/drills ]] || .venv/bin/python -m post_training drills "$ROOT/drills" --rows "$ROWS"
+score "$ROOT/base" "$ROOT/scores_base"
 
 for ((seed = 0; seed < SEEDS; seed++)); do
   run=$ROOT/seed_$seed
   model=$ROOT/base
-  score "$model" "$run/scores/base"
   for stage in mid sft preference grpo; do
     step "seed $((seed + 1)) of $SEEDS: $stage"
     .venv/bin/python -m post_training "$stage" --config "$CONFIGS/$stage.yaml" \

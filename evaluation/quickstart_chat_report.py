@@ -2,7 +2,7 @@
 
     python -m evaluation.quickstart_chat_report runs/chat --output runs/chat/report
 
-    ROOT/seed_*/scores/STAGE of `run`  -->  a table of scores by stage, the rises that are expected, OUT.md, OUT.png
+    ROOT/scores_base, ROOT/seed_*/scores/STAGE of `run`  -->  scores by stage, the rises that are expected: OUT.md, OUT.png
 
 Exits 1 when a score did not rise where it should have: when its interval, over the questions and the seeds, reaches down to 0.
 """
@@ -33,7 +33,7 @@ RISES = {
 wanted; preferences and rewards mend the teacher's faults. The merge is to keep what there is."""
 
 Scores = Mapping[str, Sequence[Path]]
-"""Stage -> folders of `run`, one a seed."""
+"""Stage -> folders of `run`, one a seed; of the model that all seeds begin with, one."""
 
 
 class Rise(NamedTuple):
@@ -60,7 +60,7 @@ def read_scores(root: Path) -> Scores:
     seeds = sorted(root.glob("seed_*"))
     if not seeds:
         raise UserError(f"{root} holds no seed_N; make it with `bash quickstart_chat.sh`")
-    scores = {stage: [seed / "scores" / stage for seed in seeds] for stage in STAGES}
+    scores = {"base": [root / "scores_base"]} | {stage: [seed / "scores" / stage for seed in seeds] for stage in STAGES[1:]}
     for folder in (folder for folders in scores.values() for folder in folders):
         if not (folder / "results.json").is_file():
             raise UserError(f"{folder} has no results.json; let `bash quickstart_chat.sh` finish")
@@ -128,7 +128,7 @@ def report(root: Path, output: Path) -> int:
     """Print, write, draw; 1 where something did not rise."""
     scores = read_scores(root)
     rises, by_stage = find_rises(scores), means(scores)
-    text = tables(by_stage, rises, len(scores["base"]))
+    text = tables(by_stage, rises, len(scores["mid"]))
     print(text)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".md").write_text(f"```\n{text}\n```\n\n![Scores by stage]({output.name}.png)\n", encoding="utf8")

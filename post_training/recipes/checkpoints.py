@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers import TrainerCallback
 
 from data_tools.output import whole_folder, write_whole
 from post_training.recipes.config import RecipeConfig
+from post_training.recipes.model_card import model_card
 from smol_config import to_yaml
 
 MARKER, STATE = "COMPLETE", "state.json"
@@ -74,8 +77,9 @@ def remove_unfinished(run: Path) -> None:
 # --- models ------------------------------------------------------------------------------------------------------------------
 
 
-def export(checkpoint: Path, start: str, tokenizer: Any, folder: Path) -> None:
-    """The model of a checkpoint as a Hugging Face folder; `start` is the model that the run began with."""
+def export(checkpoint: Path, start: str, tokenizer: Any, card: Callable[[str], str], folder: Path) -> None:
+    """The model of a checkpoint as a Hugging Face folder; `start` is the model that the run began with, `card` makes README.md
+    for a model type."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind = AutoConfig.from_pretrained(start, local_files_only=True).dtype
@@ -90,6 +94,7 @@ def export(checkpoint: Path, start: str, tokenizer: Any, folder: Path) -> None:
     with whole_folder(folder) as working:
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
+        (working / "README.md").write_text(card(model.config.model_type), encoding="utf8")
 
 
 class Pusher:
@@ -122,8 +127,9 @@ class Pusher:
 class Checkpoints(TrainerCallback):
     """Finishes what the trainer saved, on the main rank; the others wait for it at the next step's first collective."""
 
-    def __init__(self, config: RecipeConfig, trainer: Any) -> None:
-        self.config, self.trainer = config, trainer
+    def __init__(self, config: RecipeConfig, trainer: Any, manifest: Mapping[str, Any]) -> None:
+        """`manifest`: of the data, for the models' cards."""
+        self.config, self.trainer, self.manifest = config, trainer, manifest
         self.run = Path(config.train.output_dir)
         self.pusher = Pusher(config.checkpoint.push)
         self.interrupted = False
@@ -158,5 +164,6 @@ class Checkpoints(TrainerCallback):
 
     def _export(self, checkpoint: Path) -> None:
         folder = self.model_of(checkpoint)
-        export(checkpoint, self.config.model, self.trainer.processing_class, folder)
+        card = partial(model_card, self.config, self.manifest, step_of(checkpoint), tokens_of(checkpoint))
+        export(checkpoint, self.config.model, self.trainer.processing_class, card, folder)
         self.pusher.push(folder)

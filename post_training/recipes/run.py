@@ -91,7 +91,8 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
         print(f"{run}: {len(prepared.train):,} rows, {begin}", flush=True)
     trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
-    checkpoints, course = Checkpoints(config, trainer), Course(run, trainer.is_world_process_zero(), signals)
+    checkpoints = Checkpoints(config, trainer, prepared.manifest)
+    course = Course(run, trainer.is_world_process_zero(), signals)
     if newest and step_of(newest) >= _last_step(trainer):
         checkpoints.complete()
         course.tell("done", f"{step_of(newest):,} steps")

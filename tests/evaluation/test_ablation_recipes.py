@@ -87,6 +87,7 @@ def test_a_configuration_of_another_recipe_and_a_model_that_is_not_there_are_ref
 def test_on_a_cluster_a_run_is_a_job_of_its_recipe(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL", str(chat_folder))
     [run] = current_round(load_sweep(write_sweep(tmp_path, chat_folder))).baseline.runs
+    assert (run.mapping["model"], run.mapping["train"]["seed"], run.mapping["data"]["seed"]) == (str(chat_folder), 6, 6)
     submit = tmp_path / "slurm" / "submit.sh"
     submit.parent.mkdir()
     submit.write_text('echo "job: $*"\n')

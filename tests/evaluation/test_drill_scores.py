@@ -49,8 +49,8 @@ def test_questions_carry_the_mode_in_which_they_are_asked(tmp_path: Path) -> Non
 def scored(root: Path, shares: dict[str, float], seeds: int = 2, questions: int = 100) -> None:
     """Results in which a stage has that share of every score right."""
     for seed in range(seeds):
-        for stage in STAGES:
-            folder = root / f"seed_{seed}" / "scores" / stage
+        for stage in STAGES[0 if seed == 0 else 1 :]:
+            folder = root / f"seed_{seed}" / "scores" / stage if stage != "base" else root / "scores_base"
             (folder / "samples").mkdir(parents=True)
             names = [full_name(f"{mode}/{metric}") for mode in MODES for metric in METRICS]
             (folder / "results.json").write_text(json.dumps({"results": dict.fromkeys(names, shares[stage])}))

@@ -98,6 +98,13 @@ def test_each_checkpoint_is_a_model_that_plain_transformers_loads(whole: Path) -
     assert (model.model.norm.weight.detach().numpy() == weights["model.norm.weight"]).all()
 
 
+def test_each_model_has_a_card_of_its_own_step(whole: Path) -> None:
+    for step in (4, 8, 10):
+        card = (whole / "hf" / f"step_{step}" / "README.md").read_text()
+        tokens = tokens_of(whole / f"iter_{step:07d}")
+        assert f"# run, step {step}" in card and f"| tokens of the model's input | {tokens:,} |" in card
+
+
 def test_tensorboard_has_what_metrics_jsonl_has(whole: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
