@@ -86,7 +86,7 @@ def test_annealing_gives_three_fifths_to_the_candidate(monkeypatch: pytest.Monke
 def test_the_first_ablations_have_the_sizes_that_the_playbook_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RUN_ROOT", "DATA_ROOT"):
         monkeypatch.setenv(name, "/somewhere")
-    sizes = {}
+    sizes: dict[str, float] = {}
     for name in ("attention", "embeddings"):
         found = arms(CONFIGS / f"{name}.yaml", load_sweep(CONFIGS / f"{name}.yaml"))
         sizes |= {arm: config.model.parameters / 1e9 for arm, config in found.items()}
