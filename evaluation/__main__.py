@@ -2,6 +2,7 @@
 
     held-out   the trainer's held-out loss of a Hugging Face folder (held_out.py), as one JSON file
     run        a folder through a suite of tasks, by transformers or a server; show: the prompts of one
+    judge      what the judges of a suite have not judged yet of a run's results
     watch      every checkpoint of a run, once; prefetch: a suite's data, for nodes without internet
     chat       talk to a model; vibe: the same words to several, side by side
     compare    models side by side; properties: whether tasks are fit to decide by
@@ -14,13 +15,12 @@ go on; 2 bad input (nothing written).
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import chat, compare, prefetch, properties_report, scaling_report, vibe, watch
+from evaluation import chat, compare, judge, prefetch, properties_report, scaling_report, vibe, watch
 from evaluation.ablations import command as ablations
 from evaluation.results import result_table
 from evaluation.scalars import add_records
@@ -72,22 +72,16 @@ def run(options: argparse.Namespace) -> int:
     asked = _asked(suite, options)
     if options.served_model and not options.server:
         raise UserError("--served-model is a name at a server; give --server too")
-    _calm_progress_bars()
+    from evaluation.client import find
     from evaluation.run import run as run_suite
-    from evaluation.server import find
 
     server = find(options.server, options.served_model) if options.server else None
     record = run_suite(options.hf_dir, suite, asked, options.output, options.subset, server, options.concurrency)
     print(result_table(record))
     if options.tensorboard:
         add_records(options.tensorboard, [record])
-    for name, task in record["tasks"].items():
-        if task["truncated"]:
-            print(f"{name}: the model did not read the beginning of {task['truncated']} questions: too long", file=sys.stderr)
-    for name, reason in record["not_run"].items():
-        print(f"not run: {name}: {reason}", file=sys.stderr)
     print(f"wrote {options.output / 'results.json'} and the samples beside it", flush=True)
-    return 1 if record["not_run"] else 0
+    return judge.tell(record)
 
 
 def show(options: argparse.Namespace) -> int:
@@ -105,13 +99,6 @@ def _asked(suite: Suite, options: argparse.Namespace) -> list[SuiteTask]:
     if not asked:
         raise UserError(f"{options.suite}: no task has use: {options.use}, which --use asks for; give the other use")
     return asked
-
-
-def _calm_progress_bars() -> None:
-    """lm-eval's bars are tqdm's, which fill a log file: there, only a bar that lasts, and every quarter of a minute."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "15")
-        os.environ.setdefault("TQDM_DELAY", "15")
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------------
@@ -163,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add_suite_command(commands, "show", "Print the prompts of a suite's tasks, without a model.", " --count 1")
     command.add_argument("--count", metavar="N", type=whole_number(1), default=1, help="questions a task (default 1)")
     command.set_defaults(run=show)
+    judge.add_parser(commands)
     prefetch.add_parser(commands)
     watch.add_parser(commands)
     chat.add_parser(commands)

@@ -34,7 +34,8 @@ class Scores(NamedTuple):
     """Its name alone; scores have the filter's name after it where a task has several."""
     value: float
     interval: tuple[float, float] | None
-    """95 %, over the choice of questions; None where lm-eval's aggregation is neither a mean nor a ratio."""
+    """95 %, over the choice of questions, of a group's within each of its tasks; None where lm-eval's aggregation is neither a
+    mean nor a ratio."""
     chance: float | None
     """Of a model that guesses; None where that is not known."""
     higher_is_better: bool
@@ -43,6 +44,13 @@ class Scores(NamedTuple):
 Samples = list[dict[str, Any]]
 CountTokens = Callable[[str, str], int]
 """(context, continuation) -> tokens of the continuation."""
+
+
+def without_reasoning(response: str) -> str:
+    """What follows the last </think>; nothing where reasoning began and did not end."""
+    if "</think>" in response:
+        return response.rpartition("</think>")[2].strip()
+    return "" if "<think>" in response else response
 
 
 def score_name(task: str, mode: str, metric: str) -> str:
@@ -85,11 +93,22 @@ def scores_of(
 
 def interval(values: Sequence[Any], seed: int) -> tuple[float, float] | None:
     """95 % percentile bootstrap over questions: of the mean of numbers, or of the bits per unit of (log-likelihood, units)."""
+    draws = resampled(values, seed)
+    return None if draws is None else ends(draws)
+
+
+def resampled(values: Sequence[Any], seed: int | Sequence[int]) -> np.ndarray | None:
+    """The metric of RESAMPLES draws of as many questions, with replacement; None for values of another kind."""
     try:
         drawn = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-        low, high = np.percentile(_estimate(drawn, values), (2.5, 97.5))
+        return _estimate(drawn, values)
     except (ValueError, TypeError):
         return None
+
+
+def ends(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of resampled values."""
+    low, high = np.percentile(draws, (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -122,7 +141,7 @@ def prompts_sha256(samples: Samples) -> str:
 
 
 def write_samples(path: Path, samples: Samples, metrics: Sequence[str]) -> None:
-    """One line a question (and filter)."""
+    """One line a question (and filter); "asked" is the question's text, where a judge shall read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf8") as file:
         for sample in samples:
@@ -130,6 +149,7 @@ def write_samples(path: Path, samples: Samples, metrics: Sequence[str]) -> None:
             line |= {"prompt_sha256": sample["prompt_hash"], "target": sample["target"]}
             line |= {"responses": sample["resps"], "scored": sample["filtered_resps"]}
             line |= {"scores": {metric: sample[metric] for metric in metrics if metric in sample}}
+            line |= {"asked": sample["asked"]} if "asked" in sample else {}
             line |= {key: sample["doc"][key] for key in ("length", "depth", "turns") if key in sample["doc"]}
             file.write(json.dumps(line, default=str) + "\n")
 

@@ -18,6 +18,37 @@ Mode = Literal["base", "chat", "think", "no_think"]
 Use = Literal["development", "report"]
 NAMED_METRICS = ("acc_tokens", "gold_bits_per_byte")
 """Of every multiple-choice task, beside lm-eval's: results.py."""
+JUDGED = "judged"
+"""Of every task with a judge."""
+
+
+class Judge(Section):
+    """Another model that scores the answers of a task (judge.py)."""
+
+    url: str
+    """Of an endpoint that speaks OpenAI's chat completions, without /chat/completions: http://HOST:8000/v1."""
+    model: str
+    """Its name there."""
+    revision: str
+    """Of its weights. No endpoint tells it, and scores of two revisions are not to be compared."""
+    prompt: Path
+    """A text with {question}, {answer} and, where the judge shall know it, {reference}; relative to the suite's file. The
+    format of the verdict is added to it."""
+    scale: tuple[NonNegativeInt, PositiveInt] = (1, 10)
+    """The lowest and the highest score, which become 0 and 1."""
+    max_tokens: PositiveInt = 2048
+    """Of a verdict."""
+    key: str = "OPENAI_API_KEY"
+    """The environment variable with the endpoint's key, if it wants one."""
+
+    def problems(self) -> list[str]:
+        """A scale upside down, and a secret that would be written into results."""
+        found = []
+        if self.scale[0] >= self.scale[1]:
+            found.append(f"scale: {list(self.scale)} does not rise; give the lowest score and then the highest")
+        if "@" in self.url:
+            found.append("url: results.json holds it, and so user and password; set the environment variable that `key` names")
+        return found
 
 
 class SuiteTask(Section):
@@ -44,6 +75,8 @@ class SuiteTask(Section):
     """Which of the task's metrics are kept, such as acc_norm; empty: all."""
     generation: dict[str, Any] = Field(default_factory=dict)
     """Settings of a generative task that replace its own: max_gen_toks, do_sample, temperature, top_p, until."""
+    judge: Judge | None = None
+    """Of a generative task: who gives it the metric `judged` beside its own."""
 
     def problems(self) -> list[str]:
         """A mode given twice."""
@@ -85,9 +118,17 @@ class Suite(Section):
 
 
 def load_suite(path: Path, overrides: Sequence[str] = ()) -> Suite:
-    """The suite of a file, its folders made absolute; raises ConfigError listing every fault."""
+    """The suite of a file, its paths made absolute; raises ConfigError listing every fault."""
     suite = parse(Suite, load_mapping(path, overrides), source=str(path))
-    return suite.model_copy(update={"folders": tuple((path.parent / folder).resolve() for folder in suite.folders)})
+    folders = tuple((path.parent / folder).resolve() for folder in suite.folders)
+    return suite.model_copy(update={"folders": folders, "tasks": tuple(_placed(task, path.parent) for task in suite.tasks)})
+
+
+def _placed(task: SuiteTask, folder: Path) -> SuiteTask:
+    if task.judge is None:
+        return task
+    judge = task.judge.model_copy(update={"prompt": (folder / task.judge.prompt).resolve()})
+    return task.model_copy(update={"judge": judge})
 
 
 def _twice(items: Any) -> list[Any]:

@@ -7,6 +7,7 @@ Imports lm-eval, which takes seconds: only commands that run or show tasks impor
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,9 @@ from lm_eval.filters.selection import TakeFirstFilter
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from evaluation.suite import NAMED_METRICS, Mode, Suite, SuiteTask
+from evaluation.results import without_reasoning
+from evaluation.suite import JUDGED, NAMED_METRICS, Mode, Suite, SuiteTask
+from evaluation.task_names import own_tasks
 from smol_config import UserError, nearest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -65,6 +68,9 @@ def load_tasks(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path) -> tuple[
             for task in loaded[-1].tasks:
                 _set_up(task, one)
             _check_metrics(loaded[-1])
+    for (name, mode), count in Counter((task.task_name, one.mode) for one in loaded for task in one.tasks).items():
+        if count > 1:
+            raise UserError(f"tasks: {name} is asked by {count} entries in mode {mode}, itself or in a group or tag; keep one")
     return loaded, missing
 
 
@@ -91,7 +97,7 @@ def _scores(task: Task) -> bool:
 
 
 def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> TaskManager:
-    """Of the suite's folders alone if they have all tasks: reading lm-eval's own 14,000 files takes a minute."""
+    """Of the suite's folders, and of lm-eval's own tasks if those have not all that is asked for."""
     for folder in suite.folders:
         if not folder.is_dir():
             raise UserError(f"folders: {folder} is no folder; give one that holds lm-eval task files")
@@ -101,13 +107,14 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> T
             except (yaml.YAMLError, ValueError, OSError) as error:  # lm-eval would leave the file out, and say nothing
                 raise UserError(f"{path} is no task file: {' '.join(str(error).split())}") from error
     told = ({"pretrained": str(hf_dir)} if hf_dir else {}) | suite.data
-    for defaults in (False, True):
-        manager = TaskManager(include_path=list(suite.folders), include_defaults=defaults, metadata=told)
-        unknown = [one.name for one in asked if one.name not in manager.task_index]
-        if not unknown:
-            return manager
-    faults = [f"tasks: {name!r} is none that lm-eval knows; {nearest(name, manager.all_tasks)}" for name in unknown]
-    raise UserError("\n  ".join(faults))
+    manager = TaskManager(include_path=list(suite.folders), include_defaults=False, metadata=told)
+    index = manager.task_index
+    for afresh in (False, True):  # before a name is called unknown, lm-eval's files are read as they are now
+        if any(one.name not in index for one in asked):
+            index |= own_tasks(afresh) | index  # a task of the suite's folders replaces one of lm-eval's
+    if unknown := [one.name for one in asked if one.name not in index]:
+        raise UserError("\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, index)}" for name in unknown))
+    return manager
 
 
 def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
@@ -129,15 +136,14 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
 
 def _set_up(task: Task, asked: SuiteTask) -> None:
     """Shots, form, sampling and what is scored, as the suite says."""
-    if asked.shots is not None:
-        task.set_config("num_fewshot", asked.shots)
+    task.set_config("num_fewshot", (task.config.num_fewshot or 0) if asked.shots is None else asked.shots)
     if task.OUTPUT_TYPE == "generate_until":
         task.set_config("generation_kwargs", asked.generation, update=True)
         if not (task.config.metadata or {}).get("keep_reasoning"):
             for ensemble in task._filters:
                 ensemble.filters.insert(0, ReasoningStripped)
-    elif asked.generation or asked.repeats > 1:
-        raise UserError(f"task {task.task_name} generates nothing; take generation and repeats away from it")
+    elif asked.generation or asked.repeats > 1 or asked.judge:
+        raise UserError(f"task {task.task_name} generates nothing; take generation, repeats and judge away from it")
     if asked.repeats > 1:
         _average(task, asked.repeats)
     if asked.form and task.OUTPUT_TYPE != "multiple_choice":
@@ -151,13 +157,6 @@ def _set_up(task: Task, asked: SuiteTask) -> None:
 
 
 # --- what is scored --------------------------------------------------------------------------------------------------------
-
-
-def without_reasoning(response: str) -> str:
-    """What follows the last </think>; nothing where reasoning began and did not end."""
-    if "</think>" in response:
-        return response.rpartition("</think>")[2].strip()
-    return "" if "<think>" in response else response
 
 
 class ReasoningStripped(Filter):
@@ -231,6 +230,8 @@ def _check_metrics(loaded: Loaded) -> None:
     known = {metric for task in loaded.tasks for metric in task.aggregation()}
     if any(task.OUTPUT_TYPE == "multiple_choice" for task in loaded.tasks):
         known |= set(NAMED_METRICS)
+    if loaded.asked.judge:
+        known.add(JUDGED)
     for metric in loaded.asked.metrics:
         if metric not in known:
             raise UserError(f"tasks: {loaded.asked.name} has no metric {metric!r}; {nearest(metric, known)}")

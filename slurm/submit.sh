@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a job:   bash slurm/submit.sh [--dry-run | --test-only] JOB CONFIG [section.key=value ...] [-- OPTIONS]
+# Submits a job:   bash slurm/submit.sh [--dry-run | --test-only | --once] JOB CONFIG [section.key=value ...] [-- OPTIONS]
 #
 #   JOB is a file of slurm/jobs/. The configuration is checked first. Code, configuration and settings are copied into the run's
 #   folder (train.output_dir), and the job runs the copies: what you edit while it waits or runs changes nothing. Settings of
@@ -7,6 +7,7 @@
 #
 #   --dry-run      print the plan of the run and the sbatch command; write and submit nothing
 #   --test-only    ask Slurm when the job could start; write and submit nothing
+#   --once         submit nothing where a job of this kind and run, from an earlier submit, waits or runs
 #
 # example: bash slurm/submit.sh pretrain configs/smollm3/pretrain.yaml train.seed=7
 set -euo pipefail
@@ -17,11 +18,12 @@ repository=$(dirname "$slurm")
 source "$slurm/lib.sh"
 
 parse_arguments() {
-  mode=submit overrides=() arguments=()
+  mode=submit once="" overrides=() arguments=()
   while [[ ${1:-} == -* ]]; do
     case $1 in
       --dry-run) mode=dry-run ;;
       --test-only) mode=test-only ;;
+      --once) once=yes ;;
       -h | --help)
         sed -n '2,/^set -/p' "${BASH_SOURCE[0]}" | sed -n 's/^# \{0,1\}//p; s/^#$//p'
         exit 0
@@ -101,6 +103,16 @@ copy_code() {
   ((${#arguments[@]} == 0)) || printf '%s\n' "${arguments[@]}" >"$code/submission/arguments"
 }
 
+# The ids in the queue of what was submitted before for this run.
+queued_before() {
+  local name names=() stamps=("$run"/slurm/code/*/)
+  for name in "${stamps[@]}"; do
+    names+=("$job-$(basename "$run")-$(basename "$name")")
+  done
+  squeue --noheader --format=%i --name="$(IFS=, && echo "${names[*]}")" ||
+    die 2 "squeue does not answer (its message stands above), so that there may be such a job; submit again later"
+}
+
 parse_arguments "$@"
 env_file=${SMOL_ENV:-$slurm/env.sh}
 load_env "$env_file"
@@ -126,6 +138,13 @@ command -v sbatch >/dev/null || die 2 "there is no sbatch here; run this on a lo
 if [[ $mode == test-only ]]; then
   sbatch --test-only "${options[@]}" "$slurm/run.sh" || die 2 "Slurm would refuse the job (its message stands above); mend $env_file"
   exit
+fi
+if [[ -n $once ]]; then
+  before=$(queued_before) || exit 2
+  if [[ -n $before ]]; then
+    echo "job ${before%%[[:space:]]*}: $job of $run is in the queue already"
+    exit
+  fi
 fi
 copy_code
 if ! submitted=$("${command[@]}"); then

@@ -177,7 +177,7 @@ def restore(run: Path, target: str, step: int | None) -> None:
     Holds the run's lock, so that no trainer starts from the beginning meanwhile. Raises ConversionError when there is none,
     or the step's is there already.
     """
-    from smol_train.run_lock import LOCK_NAME
+    from smol_lock import LOCK_NAME
 
     with sole_worker(run / LOCK_NAME, "a run or a restore"):
         there = [int(name.removeprefix("iter_")) for name in whole_folders(target) if name.startswith("iter_")]

@@ -18,12 +18,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from smol_config import ConfigError
-
-_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters  # torch 2.13 has it, 2.11 not
 
 
 class PackedAttention(MegatronModule):
@@ -89,9 +86,11 @@ def _flash_takes(query: Tensor) -> bool:
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams, scale: float | None) -> Tensor:
     """One flash attention over all documents of the row, [t, heads, d] -> [t, heads * d]."""
+    from torch.nn.attention import varlen  # here: it brings torch's compiler along, a second of every start on a CPU
+
     repeats = query.shape[1] // key.shape[1]
     options: dict[str, Any] = {}
-    if repeats > 1 and _VARLEN_TAKES_GROUPS:
+    if repeats > 1 and "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:  # torch 2.13 has it, 2.11 not
         options["enable_gqa"] = True
     elif repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))

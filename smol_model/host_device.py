@@ -2,7 +2,8 @@
 
 Megatron-Core names its device in its source: `torch.cuda.current_device()`, `device="cuda"`, `x.cuda()`. On a host
 without CUDA this file rewrites those names in the syntax tree of megatron.core's modules while they are imported, and
-only there: torch itself and every other library stay untouched, and no file changes on disk. Six rules:
+only there: torch itself and every other library stay untouched, and no source changes on disk. What was compiled is kept in
+megatron.core's `__pycache__` under a name of its own, since rewriting all modules takes half of a command's start. Six rules:
 
     torch.cuda, from torch.cuda import x   ->  HOST_CUDA (below)       streams, events, RNG, memory, NVTX
     f(device="cuda"), def f(d="cuda")      ->  "cpu"                   found_inf, gradient norm, token counts
@@ -20,17 +21,21 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import logging
+import marshal
 import sys
 import time
 import types
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 _PACKAGE = "megatron.core"
 _FACADE = "__host_cuda__"
 _MATMUL = "__host_matmul__"
+_CACHE_TAG = "smolhost"  # megatron/core/__pycache__/utils.cpython-311.opt-smolhost.pyc
 _NAMES = [ast.alias("HOST_CUDA", _FACADE), ast.alias("host_matmul", _MATMUL)]
 
 rewritten: Counter[str] = Counter()
@@ -66,15 +71,19 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 class _RewritingLoader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> types.CodeType:
-        """Compile the rewritten source, past the bytecode cache, which other programs share."""
+        """The rewritten source's code, from a file beside the bytecode that other programs share."""
         path = self.get_filename(fullname)
-        rewriter = _Rewriter()
-        tree = rewriter.visit(ast.parse(self.get_data(path), path))
-        if rewriter.found:
-            rewritten.update(rewriter.found)
-            first = next(i for i, statement in enumerate(tree.body) if not _must_stay_first(statement))
-            tree.body.insert(first, ast.ImportFrom(__name__, _NAMES, 0))
-        code: types.CodeType = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+        cache = importlib.util.cache_from_source(path, optimization=_CACHE_TAG)
+        made_of = (importlib.util.MAGIC_NUMBER, _rules(), *self.path_stats(path).values())
+        try:
+            cached_of, found, code = marshal.loads(self.get_data(cache))
+        except (OSError, EOFError, ValueError, TypeError):  # not there, or cut short
+            cached_of = None
+        if cached_of != made_of:
+            code, found = _compile(self.get_data(path), path)
+            if not sys.dont_write_bytecode:  # set_data writes beside and renames; where it may not write, it says nothing
+                self.set_data(cache, marshal.dumps((made_of, found, code)))
+        rewritten.update(found)
         return code
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -83,6 +92,23 @@ class _RewritingLoader(importlib.machinery.SourceFileLoader):
             # Compiling chains of pointwise operations means C++ builds and no gain on a host; later importers copy
             # the decorator, so it is switched off before they run.
             module.disable_jit_fuser()
+
+
+@functools.cache
+def _rules() -> bytes:
+    """Changes with this file, and so with the rules."""
+    return importlib.util.source_hash(Path(__file__).read_bytes())
+
+
+def _compile(source: bytes, path: str) -> tuple[types.CodeType, dict[str, int]]:
+    """The code of the rewritten source, and how many places each rule rewrote."""
+    rewriter = _Rewriter()
+    tree = rewriter.visit(ast.parse(source, path))
+    if rewriter.found:
+        first = next(i for i, statement in enumerate(tree.body) if not _must_stay_first(statement))
+        tree.body.insert(first, ast.ImportFrom(__name__, _NAMES, 0))
+    code: types.CodeType = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+    return code, dict(rewriter.found)
 
 
 def _must_stay_first(statement: ast.stmt) -> bool:

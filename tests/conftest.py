@@ -56,7 +56,7 @@ def chat_folder(base_model: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
-    pool = Ranks(4)
+    pool = Ranks()
     yield pool
     pool.close()
 

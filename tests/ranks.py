@@ -1,66 +1,60 @@
-"""A pool of processes that stay alive for the whole test session and run jobs as ranks of real process groups.
+"""A process that stays alive for the whole test session and runs jobs as ranks of real process groups.
 
-Starting a process and importing torch and Megatron-Core takes longer than most checks, so the processes are kept, and fork
-for each job: it joins a fresh gloo world of the size it asks for, in a process that did nothing before. (Worlds in one and
-the same process leave gloo threads behind, which wake a hundred times a second.) A world may be larger than the pool: a
-process then forks more than once. Jobs are module-level functions.
+Starting a process and importing torch and Megatron-Core takes longer than most checks, so one process does that once, and forks
+the ranks of each job: they join a fresh gloo world, in processes that did nothing before. (Worlds in one and the same process
+leave gloo threads behind, which wake a hundred times a second.) Jobs are module-level functions.
 """
 
+import gc
+import importlib
 import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import Any
+
+IMPORTED_ONCE = [
+    "smol_train.trainer",
+    "smol_train.callbacks.checkpointing",
+    "smol_train.callbacks.metrics",
+    "smol_train.callbacks.profiling",
+    "torch._dynamo",  # any optimizer of torch's needs it
+]
 
 
 class Ranks:
     """`run(job, world_size, **arguments)` gives each rank's return value, in rank order."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipes: list[Connection] = []
-        self.processes = []
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,))  # not a daemon: saving a checkpoint starts processes
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,))  # not a daemon: it starts processes
+        self.process.start()
+        theirs.close()
 
     def run(self, job: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
         """Raises RankError with every failing rank's traceback; the pool can be used again if all ranks ended."""
-        port = _free_port()
-        shares = {pipe: range(first, world_size, len(self.pipes)) for first, pipe in enumerate(self.pipes[:world_size])}
-        for pipe, ranks in shares.items():
-            pipe.send((job, ranks, world_size, port, arguments))
+        self.pipe.send((job, world_size, _free_port(), arguments))
         outcomes: dict[int, tuple[bool, Any]] = {}
-        for pipe, ranks in shares.items():
-            for _ in ranks:
-                outcomes = self._receive(pipe, ranks) | outcomes
-        failures = [f"rank {rank}: {outcomes[rank][1]}" for rank in range(world_size) if not outcomes[rank][0]]
+        while len(outcomes) < world_size and self.pipe.poll(300):
+            outcomes = pickle.loads(self.pipe.recv_bytes()) | outcomes
+        silent = False, "no answer within 300 seconds"
+        ended = [outcomes.get(rank, silent) for rank in range(world_size)]
+        failures = [f"rank {rank}: {outcome}" for rank, (succeeded, outcome) in enumerate(ended) if not succeeded]
         if failures:
             raise RankError("\n".join(failures))
-        return [outcomes[rank][1] for rank in range(world_size)]
+        return [outcome for _, outcome in ended]
 
     def close(self) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            pipe.close()  # ends the process's loop
-            process.join(10)
-            process.kill()
-
-    @staticmethod
-    def _receive(pipe: Connection, ranks: Sequence[int]) -> dict[int, tuple[bool, Any]]:
-        """Outcome of the next of a process's ranks to end; of all of them, where none does."""
-        if not pipe.poll(300):
-            return dict.fromkeys(ranks, (False, "no answer within 300 seconds"))
-        outcome: dict[int, tuple[bool, Any]] = pickle.loads(pipe.recv_bytes())
-        return outcome
+        self.pipe.close()  # ends the process's loop
+        self.process.join(10)
+        self.process.kill()
 
 
 class RankError(AssertionError):
@@ -74,27 +68,33 @@ def _free_port() -> int:
 
 
 def _serve(pipe: Connection) -> None:
+    warnings.simplefilter("ignore")  # megatron-core and torch name their deprecations at every import
+    for module in IMPORTED_ONCE:
+        importlib.import_module(module)
+
     import torch
 
-    warnings.simplefilter("ignore")  # megatron-core and torch name their deprecations at every import
-    import smol_train.trainer  # noqa: F401  # what most jobs need, once
-
     torch.set_num_threads(1)
+    gc.freeze()  # a rank's collections then pass over all that was imported, and copy none of its pages
     fork = multiprocessing.get_context("fork")
     while True:
         try:
-            job, ranks, *world = pipe.recv()
+            job, world_size, *world = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        sending = fork.Lock()  # the processes forked here share the pipe
-        processes = {rank: fork.Process(target=_run, args=(pipe, sending, job, rank, *world)) for rank in ranks}
-        for process in processes.values():  # not daemons: saving a checkpoint starts processes
+        sending = fork.Lock()  # the ranks share the pipe
+        ranks = {
+            fork.Process(target=_run, args=(pipe, sending, job, rank, world_size, *world)): rank for rank in range(world_size)
+        }
+        for process in ranks:  # not daemons: saving a checkpoint starts processes
             process.start()
-        for rank, process in processes.items():
-            process.join()
-            if process.exitcode:
-                with sending:
-                    pipe.send_bytes(pickle.dumps({rank: (False, f"the process ended with {process.exitcode}")}))
+        while ranks:
+            time.sleep(0.01)  # no waiting on sentinels: a rank's own children hold its open
+            for process in [process for process in ranks if process.exitcode is not None]:
+                rank = ranks.pop(process)
+                if process.exitcode:
+                    with sending:
+                        pipe.send_bytes(pickle.dumps({rank: (False, f"the process ended with {process.exitcode}")}))
 
 
 def _run(

@@ -123,8 +123,9 @@ def lock_without_support(run: Path) -> str:
     import errno
     import logging
 
-    from smol_train import run_lock
+    import smol_lock
     from smol_train.parallel import process_groups
+    from smol_train.run_lock import run_lock
     from smol_train.sections.layout import ParallelConfig
 
     class NoLocks:
@@ -136,14 +137,14 @@ def lock_without_support(run: Path) -> str:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    run_lock.logger.addHandler(handler)
-    real, run_lock.fcntl = run_lock.fcntl, NoLocks()
+    smol_lock.logger.addHandler(handler)
+    real, smol_lock.fcntl = smol_lock.fcntl, NoLocks()
     try:
-        with process_groups(ParallelConfig(), seed=0) as ranks, run_lock.run_lock(run, ranks):
+        with process_groups(ParallelConfig(), seed=0) as ranks, run_lock(run, ranks):
             return "\n".join(said)
     finally:
-        run_lock.fcntl = real
-        run_lock.logger.removeHandler(handler)
+        smol_lock.fcntl = real
+        smol_lock.logger.removeHandler(handler)
 
 
 def train_with_triggers(overrides: Sequence[str], touched: dict[str, int], signal_at: int | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _go_on(sweep: Sweep, suite: Suite | None, current: Round, plans: dict[str, t
         run.write_config()  # before the first is trained: what is edited meanwhile changes none of them
     if options.slurm:
         for run in current.runs:
-            if outcome(run.folder, steps[run.arm], run.kind).state == "waiting":
+            if outcome(run.folder, steps[run.arm], run.kind).state in ("waiting", "failed"):
                 print(trainer.submit(run), flush=True)
     else:
         tokens = [plans[run.arm]["train_tokens"] for run in current.runs]

@@ -2,7 +2,7 @@
 
     pretrain_smol.py --dry-run --json   what a configuration means (steps, parameters), or why it cannot be trained
     torch.distributed.run pretrain_smol.py          one run after the other on this machine
-    slurm/submit.sh pretrain            each run a job; a later call collects
+    slurm/submit.sh --once pretrain     each run a job; a later call submits anew what was lost, and collects
     conversion to-hf, evaluation.run    the final checkpoint's export and its scores
 
 A recipe of post-training takes pretrain_smol.py's place, with the same options, and exports itself (kinds.py). The launcher
@@ -123,12 +123,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def submit(run: Run) -> str:
-    """Submit the run's training unless that was done; returns what is told of it. Raises UserError when Slurm refuses."""
-    config = run.write_config()
-    if any((run.folder / "slurm" / "code").glob("*")):
-        return f"{run.arm}, seed {run.seed}: submitted earlier; bash slurm/status.sh {run.folder.parent} shows its job"
+    """Submit the run's training unless a job of it waits or runs; returns what is told. Raises UserError when Slurm refuses."""
     job, *options = run.kind.job
-    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), job, str(config), *options]
+    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), "--once", job, str(run.write_config()), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{run.arm}, seed {run.seed}: {done.stderr.strip().removeprefix('error: ')}")

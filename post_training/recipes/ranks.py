@@ -8,10 +8,13 @@ accelerate's launcher works too, but hides exit codes; what its configuration fi
 """
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import smol_lock
 from post_training.prepare import Prepared, prepare
 from post_training.recipes.config import RecipeConfig
 from smol_config import UserError, load_mapping, nearest
@@ -73,21 +76,48 @@ def sharding(config: RecipeConfig) -> dict[str, Any]:
     )
 
 
+@contextmanager
+def run_lock(run: Path, patience_seconds: float = 10.0) -> Iterator[None]:
+    """Hold RUN/lock, asked for by rank 0; raises UserError on all where another run works there. Process groups are up."""
+    held: list[TextIO] = []
+
+    def take() -> None:
+        file, refusal = smol_lock.take(run, patience_seconds)
+        if refusal:
+            raise UserError(refusal)
+        held.extend([file] if file else [])
+
+    _on_rank_0(take)
+    try:
+        yield
+    finally:
+        for file in held:
+            smol_lock.give_back(run, file)
+
+
 def prepare_once(config: RecipeConfig) -> Prepared:
     """The data, prepared by rank 0 while the others wait; what rank 0 refuses is raised on all. Process groups are up."""
     folder = Path(config.train.output_dir) / "data"
+    if processes() > 1:
+        _on_rank_0(lambda: prepare(config, folder))
+    return prepare(config, folder)
+
+
+def _on_rank_0(do: Callable[[], object]) -> None:
+    """Do it there while the others wait; a UserError is raised on all."""
     if processes() == 1:
-        return prepare(config, folder)
+        do()
+        return
     import torch.distributed as dist
 
     group = dist.new_group(backend="gloo", timeout=LONGEST_PREPARATION)
     refusal: list[str | None] = [None]
     if dist.get_rank() == 0:
         try:
-            prepare(config, folder)
+            do()
         except UserError as error:
             refusal = [str(error)]
     dist.broadcast_object_list(refusal, src=0, group=group)
+    dist.destroy_process_group(group)
     if refusal[0]:
         raise UserError(refusal[0])
-    return prepare(config, folder)

@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 def train(config: RecipeConfig) -> int:
     """Run a recipe on this rank; returns the exit code, 0 or 85 or 93. Raises UserError for what cannot be trained."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports each run else
-    from post_training.recipes.ranks import adopt_slurm, prepare_once
+    from post_training.recipes.ranks import adopt_slurm, prepare_once, run_lock
 
     adopt_slurm()
     from accelerate import PartialState
@@ -64,7 +64,7 @@ def train(config: RecipeConfig) -> int:
     warnings.filterwarnings("ignore", r".*gradient_checkpointing.* is deprecated", FutureWarning)  # by TRL, of transformers
     arguments = training_arguments(config)
     try:
-        with Signals(Path(config.train.output_dir)) as signals:
+        with run_lock(Path(config.train.output_dir)), Signals(Path(config.train.output_dir)) as signals:
             return _fit(config, arguments, prepare_once(config), signals)
     finally:
         PartialState().destroy_process_group()

@@ -50,22 +50,25 @@ class Exporters:
         self._context.set_forkserver_preload(LOADED)
         self._started = 0
 
-    def __call__(self, *arguments: object, setup: Setup | None = None) -> Run:
-        return self.start(*arguments, setup=setup).wait()
+    def __call__(self, *arguments: object, setup: Setup | None = None, gives_way: bool = False) -> Run:
+        return self.start(*arguments, setup=setup, gives_way=gives_way).wait()
 
-    def start(self, *arguments: object, setup: Setup | None = None) -> Exporter:
+    def start(self, *arguments: object, setup: Setup | None = None, gives_way: bool = False) -> Exporter:
+        """`gives_way`: its work steps back for others, as it does in earnest. Beside other tests it would stand still."""
         self._started += 1
         out, err = (self._scratch / f"{self._started}.{name}" for name in ("out", "err"))
-        process = self._context.Process(target=_run, args=(["export", *map(str, arguments)], setup, out, err))
+        process = self._context.Process(target=_run, args=(["export", *map(str, arguments)], setup, gives_way, out, err))
         process.start()
         return Exporter(process, out, err)
 
 
-def _run(arguments: list[str], setup: Setup | None, out: Path, err: Path) -> None:
+def _run(arguments: list[str], setup: Setup | None, gives_way: bool, out: Path, err: Path) -> None:
     from conversion.__main__ import main
 
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    if not gives_way:
+        os.nice = lambda increment: 0
     if setup:
         setup()
     sys.exit(main(arguments))

@@ -102,7 +102,9 @@ def note_priority(path: Path) -> None:
 
 def test_the_work_gives_way_to_training(run: Path, tmp_path: Path, exporter: Exporters) -> None:
     noted = tmp_path / "priority.json"
-    ran = exporter("--watch", run, "--once", "--threads", "2", setup=partial(at_first_tensor, note_priority, noted))
+    ran = exporter(
+        "--watch", run, "--once", "--threads", "2", setup=partial(at_first_tensor, note_priority, noted), gives_way=True
+    )
     assert ran.code == 0, ran.err
     assert json.loads(noted.read_text()) == [19, int(psutil.IOPRIO_CLASS_IDLE), 2, 1000, "2"]
 

@@ -27,6 +27,8 @@ class CompletionsServer:
         self.keys: set[str | None] = set()
         self.lock = threading.Lock()
         self.busy = self.most_busy = 0
+        self.verdict: Callable[[str], str | None] = lambda prompt: "Score: 1"
+        """What a chat is answered with: the part of a judge."""
         self.waits: list[float] = []
         """Seconds that the client meant to wait before it asked again."""
         server = self
@@ -47,7 +49,9 @@ class CompletionsServer:
                     server.busy += 1
                     server.most_busy = max(server.most_busy, server.busy)
                 try:
-                    if fault is None:
+                    if self.path != f"/v1/{'chat/' * ('messages' in body)}completions":
+                        self.answer(404, b"no such path")
+                    elif fault is None:
                         self.answer(200, json.dumps({"choices": [server.completion(body)]}).encode())
                     elif fault[0]:
                         self.answer(*fault)
@@ -78,6 +82,8 @@ class CompletionsServer:
 
     def completion(self, body: dict[str, Any]) -> dict[str, Any]:
         """A choice: the prompt's log-probabilities with echo, or text. One at a time, for torch's seed."""
+        if "messages" in body:
+            return {"index": 0, "message": {"role": "assistant", "content": self.verdict(body["messages"][0]["content"])}}
         prompt = torch.tensor([body["prompt"]])
         with torch.inference_mode(), self.lock:
             if body.get("echo"):
@@ -85,7 +91,7 @@ class CompletionsServer:
             torch.manual_seed(body["seed"])
             sampling = {"do_sample": True, "temperature": body["temperature"]} if body["temperature"] else {"do_sample": False}
             made = self.model.generate(prompt, max_new_tokens=body["max_tokens"], pad_token_id=0, **sampling)
-        text = self.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)
+        text = str(self.tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True))
         for stop in body["stop"]:
             text = text.partition(stop)[0]
         return {"index": 0, "text": text}
@@ -93,12 +99,10 @@ class CompletionsServer:
     def log_probabilities(self, prompt: torch.Tensor) -> dict[str, Any]:
         """Of each token given those before it, and of one more that greedy decoding adds."""
         rows = self.model(prompt).logits[0].log_softmax(-1)
-        ids = [*prompt[0, 1:].tolist(), int(rows[-1].argmax())]
-        own = [row[token].item() for row, token in zip(rows, ids, strict=True)]
-        top = [
-            {str(token): value, str(int(row.argmax())): row.max().item()}
-            for row, token, value in zip(rows, ids, own, strict=True)
-        ]
+        best, greedy = (found.tolist() for found in rows.max(-1))
+        ids = [*prompt[0, 1:].tolist(), greedy[-1]]
+        own = rows[range(len(ids)), ids].tolist()
+        top = [{str(token): value, str(most): high} for token, value, most, high in zip(ids, own, greedy, best, strict=True)]
         return {"token_logprobs": [None, *own], "top_logprobs": [None, *top]}
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ def server(chat_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comple
     async def at_once(seconds: float) -> None:
         served.waits.append(seconds)
 
-    monkeypatch.setattr("evaluation.server.sleep", at_once)
+    monkeypatch.setattr("evaluation.client.sleep", at_once)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     yield served
     served.close()

@@ -13,7 +13,7 @@ OFFLINE = REPOSITORY / "evaluation" / "offline"
 Write = Callable[..., Path]
 NAME = "eval/task/acc"
 
-COLOURS = [
+COLOURS: list[dict[str, Any]] = [
     {"question": f"The {thing} is", "choices": ["red", "light blue", "very dark green"], "answer": number % 3}
     for number, thing in enumerate(("sky", "grass", "sea", "rose", "leaf", "sun", "moon", "snow"))
 ]

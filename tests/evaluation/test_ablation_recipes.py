@@ -92,7 +92,7 @@ def test_on_a_cluster_a_run_is_a_job_of_its_recipe(chat_folder: Path, tmp_path: 
     submit.parent.mkdir()
     submit.write_text('echo "job: $*"\n')
     monkeypatch.setattr(trainer, "REPOSITORY", tmp_path)
-    assert trainer.submit(run) == f"baseline, seed 6: job: post_training {run.folder / 'config.yaml'} -- preference"
+    assert trainer.submit(run) == f"baseline, seed 6: job: --once post_training {run.folder / 'config.yaml'} -- preference"
 
 
 # --- what a recipe's run leaves ----------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_run_that_was_begun_with_other_settings_is_refused(lab: Lab, capsys: p
 # --- on a cluster ------------------------------------------------------------------------------------------------------------
 
 
-def test_on_a_cluster_every_run_is_a_job_that_is_submitted_once(
+def test_on_a_cluster_every_run_that_is_not_over_is_a_job(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab.write({"low": 0.002}, seeds={"baseline": [6], "changes": [6]})
@@ -170,14 +170,16 @@ def test_on_a_cluster_every_run_is_a_job_that_is_submitted_once(
     submit = lab.folder / "repository" / "slurm" / "submit.sh"
     submit.parent.mkdir(parents=True)
     calls = lab.folder / "calls"
-    submit.write_text(f'echo "$@" >>{calls}\nmkdir -p "$(dirname "$2")/slurm/code/1"\necho "job 7: $1 of $2"\necho more\n')
+    submit.write_text(f'echo "$@" >>{calls}\necho "job 7: $2 of $3"\necho more\n')
     monkeypatch.setattr(trainer, "REPOSITORY", lab.folder / "repository")
     assert lab.ablate("--slurm") == 1
-    runs = lab.output / "runs"
-    assert calls.read_text().split() == [
-        *("pretrain", str(runs / "baseline-seed6" / "config.yaml"), "pretrain", str(runs / "low-seed6" / "config.yaml"))
-    ]
-    assert f"low, seed 6: job 7: pretrain of {runs / 'low-seed6' / 'config.yaml'}\n" in capsys.readouterr().out
+    configs = [str(lab.output / "runs" / f"{name}-seed6" / "config.yaml") for name in ("baseline", "low")]
+    asked = [f"--once pretrain {config}" for config in configs]
+    assert calls.read_text().splitlines() == asked
+    assert f"low, seed 6: job 7: pretrain of {configs[1]}\n" in capsys.readouterr().out
     assert {run["state"] for run in lab.results()["runs"]} == {"waiting"}
-    assert lab.ablate("--slurm") == 1 and len(calls.read_text().splitlines()) == 2
-    assert "low, seed 6: submitted earlier; bash slurm/status.sh" in capsys.readouterr().out
+    assert lab.ablate() == 0, "as if its job had done it"
+    (lab.output / "runs" / "low-seed6" / "iter_0000030" / "COMPLETE").unlink()
+    (lab.output / "runs" / "low-seed6" / "alerts.jsonl").write_text('{"event": "crashed", "text": "rank 1"}\n')
+    assert lab.ablate("--slurm") == 1
+    assert calls.read_text().splitlines() == [*asked, asked[1]], "what failed, and not what is done"

@@ -92,6 +92,25 @@ def test_calls_are_shown_and_their_results_typed(talk: Talk, prompts: tuple[list
     assert said.out.endswith("Both ebb.\n")
 
 
+def test_a_mode_in_the_system_message_holds_and_a_path_is_no_command(
+    talk: Talk, prompts: tuple[list[str], list[str]], tmp_path: Path
+) -> None:
+    read, answers = prompts
+    answers[:] = ['<tool_call>\n{"name": "tide", "arguments": {}}\n</tool_call>', "Aye."]
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "tide"}]')
+    talk(["/etc/hosts or /etc/passwd?", "/reset", "And now?"], "--system", "Be brief. /no_think", "--tools", str(tools))
+    first, second = read
+    assert "/etc/hosts or /etc/passwd?" in first and "Reasoning Mode: /no_think" in first
+    assert "And now?<|im_end|>" in second and "tool_response" not in second, "its result is not waited for any more"
+
+
+def test_a_seed_makes_a_talk_that_can_be_had_again(talk: Talk) -> None:
+    hot = ("--temperature", "5", "--max-new-tokens", "8", "--seed")
+    first, again, other = (talk(["Hello!"], *hot, seed).out for seed in ("3", "3", "4"))
+    assert first == again != other
+
+
 def test_what_cannot_be_answered_is_said_and_the_talk_goes_on(talk: Talk, prompts: tuple[list[str], list[str]]) -> None:
     read, answers = prompts
     answers[:] = ["<think>\nHm", "<tool_call>tide</tool_call>", "Aye."]

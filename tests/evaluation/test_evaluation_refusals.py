@@ -14,7 +14,7 @@ Change = dict[str, Any]
     ("entry", "task", "sentence"),
     [
         ({"metrics": ["ack"]}, {}, "tasks: colours has no metric 'ack'; did you mean 'acc'?"),
-        ({"repeats": 2}, {}, "task colours generates nothing; take generation and repeats away from it"),
+        ({"repeats": 2}, {}, "task colours generates nothing; take generation, repeats and judge away from it"),
         ({}, {"doc_to_target": "solution"}, "question 0 has the answer 'solution', which is none of its choices ['red',"),
         ({}, {"doc_to_target": "{{solution}}"}, "task colours: 'solution' is undefined; its file names a column"),
         ({}, {"output_type": "multiple_choices"}, "task colours cannot be loaded: ValueError: Got invalid output_type"),
@@ -53,7 +53,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.run._model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("evaluation.run.LocalModel", lambda *_: pytest.fail("a model was loaded"))
     write_task("colours", COLOURS, **task)
     assert run(base_model, write_suite([{"name": "colours", **entry}]), tmp_path / "out") == 2
     assert sentence in capsys.readouterr().err

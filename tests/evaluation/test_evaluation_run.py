@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Self
 
 import lm_eval
 import numpy as np
 import pytest
+from completions_server import CompletionsServer
 from evaluation_parts import COLOURS, OFFLINE, Write, lines, record, run
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -17,6 +19,7 @@ from tiny_runs import REPOSITORY
 
 from evaluation.__main__ import main
 from evaluation.suite import load_suite
+from smol_console import Progress
 
 
 def test_scores_are_those_of_lm_eval_on_the_same_tasks(
@@ -206,6 +209,73 @@ def test_groups_have_their_own_score_and_their_tasks_as_parts(
     made = record(tmp_path / "out")
     assert made["results"].keys() == {"eval/both/acc"}
     assert made["results"]["eval/both/acc"] == made["parts"]["eval/colours/acc"] == made["parts"]["eval/again/acc"]
+
+
+def test_a_groups_interval_is_that_of_the_mean_over_its_tasks(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    rows = [{**row, "question": f"{number}: {row['question']}"} for number in range(15) for row in COLOURS]
+    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
+    for name, size in (("many", 120), ("again", 120), ("few", 30)):
+        write_task(name, rows[:size], metric_list=metrics)
+    (tmp_path / "tasks" / "all.yaml").write_text(
+        "group: all\ntask: [many, again, few]\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}, {metric: acc_norm, weight_by_size: false}]\n"
+    )
+    assert run(base_model, write_suite([{"name": "all"}]), tmp_path / "out") == 0
+    made = record(tmp_path / "out")
+
+    def width(name: str) -> float:
+        low, high = made["intervals"][f"eval/{name}"]
+        return float(high - low)
+
+    for metric, weights in (("acc", (120, 120, 30)), ("acc_norm", (1, 1, 1))):
+        parts = [weight * width(f"{name}/{metric}") for weight, name in zip(weights, ("many", "again", "few"), strict=True)]
+        # Errors of tasks are independent. 1,000 draws give a width to about 5 %, and 30 questions come in steps of 1/30.
+        assert width(f"all/{metric}") == pytest.approx(np.sqrt(np.square(parts).sum()) / sum(weights), rel=0.15)
+        assert made["intervals"][f"eval/all/{metric}"][0] < made["results"][f"eval/all/{metric}"]
+
+
+def test_progress_is_told_by_this_repositorys_console_alone(
+    chat_model: Path,
+    tmp_path: Path,
+    write_suite: Write,
+    write_task: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    server: CompletionsServer,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    told: list[Progress] = []
+
+    class Told(Progress):
+        def __enter__(self) -> Self:
+            told.append(self)
+            return self
+
+    monkeypatch.setattr("evaluation.engine.Progress", Told)
+    write_task("colours", COLOURS)
+    texts: dict[str, Any] = {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "doc_to_choice": None,
+    }
+    texts["metric_list"] = [{"metric": "bits_per_byte", "aggregation": "bits_per_byte"}]
+    write_task("texts", [{"text": "word " * 700}, {"text": "short"}], **texts)
+    asked = {"name": "sums_answered", "modes": ["chat"], "subset": 2, "repeats": 2, "generation": {"max_gen_toks": 4}}
+    suite = write_suite([{"name": "colours"}, {"name": "texts"}, asked])
+    assert run(chat_model, suite, tmp_path / "out") == 0
+    assert {(each.label, each.total) for each in told} == {
+        ("writing prompts", 8),
+        ("writing prompts", 2),
+        ("likelihoods", 24),
+        ("likelihoods of texts", 4),
+        ("responses", 4),
+    }
+    assert all(each.done == each.total for each in told)
+    assert run(chat_model, suite, tmp_path / "served", "--server", server.url) == 0
+    said = capfd.readouterr()
+    assert "it/s" not in said.err and "examples/s" not in said.err and "%|" not in said.err
 
 
 def test_a_group_without_a_score_of_its_own_gives_those_of_its_tasks(

@@ -59,9 +59,11 @@ def test_a_task_that_says_nothing_of_sampling_is_answered_greedily(
     scored = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
     settings = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": scored}
     write_task("said", COLOURS[:1], **settings, generation_kwargs={"until": ["e"], "max_gen_toks": 4})
+    server.fault = lambda number: (200, b'{"choices": [{"text": "cut here"}]}', {})  # a server that knows no stop words
     assert run(chat_model, write_suite([{"name": "said"}]), tmp_path / "out", "--server", server.url) == 0
     [body] = server.requests
     assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.0, 4, ["e"])
+    assert lines(tmp_path / "out" / "samples" / "said.jsonl")[0]["responses"] == [["cut h"]]
 
 
 def test_a_server_that_is_busy_breaks_off_or_talks_nonsense_is_asked_again(
@@ -74,9 +76,10 @@ def test_a_server_that_is_busy_breaks_off_or_talks_nonsense_is_asked_again(
 ) -> None:
     faults: dict[int, Fault] = {
         1: (429, b"slow down", {"retry-after": "7"}),
-        2: (503, b"loading", {"retry-after": "Mon, 1 Jan"}),
+        2: (503, b"loading", {"retry-after": "9999"}),
         3: (0, b'{"choices', {}),
         4: (200, b"<html>no", {}),
+        6: (503, b"loading", {"retry-after": "Mon, 1 Jan"}),
     }
     server.fault = faults.get
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -84,7 +87,7 @@ def test_a_server_that_is_busy_breaks_off_or_talks_nonsense_is_asked_again(
     url = server.url.replace("http://", "http://someone:password@")
     more = ("--server", f"{url}/", "--served-model", "small", "--concurrency", "1")
     assert run(chat_model, write_suite([{"name": "colours"}]), tmp_path / "out", *more) == 0
-    assert len(server.requests) == 24 + 4 and server.waits == [7, 2, 4, 8] and server.most_busy == 1
+    assert len(server.requests) == 24 + 5 and server.waits == [7, 60, 4, 8, 1] and server.most_busy == 1
     said = (tmp_path / "out" / "results.json").read_text()
     assert "password" not in said and "secret" not in said and record(tmp_path / "out")["engine"]["url"] == server.url
 

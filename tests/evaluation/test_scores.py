@@ -7,9 +7,9 @@ import pytest
 from evaluation_parts import Write
 
 from evaluation import heat_map
-from evaluation.results import interval, score_name
+from evaluation.results import interval, score_name, without_reasoning
 from evaluation.suite import load_suite
-from evaluation.tasks import load_tasks, without_reasoning
+from evaluation.tasks import load_tasks
 
 
 @pytest.mark.parametrize(

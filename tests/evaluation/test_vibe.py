@@ -12,6 +12,7 @@ from evaluation import watch as watching
 from evaluation.__main__ import main
 from evaluation.talk import Model
 from evaluation.vibe import PROMPTS, TODAY, ask, load_vibe, page
+from smol_answers import parse
 
 WORDS = {
     "max_new_tokens": 6,
@@ -74,6 +75,28 @@ def test_the_day_does_not_change_the_answers(chat_folder: Path, words: Path, mon
     monkeypatch.setattr(Model, "answer", noted)
     ask(chat_folder, load_vibe(words))
     assert len(prompts) == 5 and all(f"Today Date: {TODAY}\n" in prompt for prompt in prompts)
+
+
+def test_what_was_said_goes_on_and_what_an_answer_lacks_is_told(
+    chat_folder: Path, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, settings = [], []
+    said = iter(["<think>arrr</think>Ahoy", "<think>arrr", "ARRR <b>", "Arrr", "<think>a</think>Well."])
+
+    def answer(self: Model, prompt: str, given: Any) -> Any:
+        read.append(prompt)
+        settings.append((given.do_sample, given.max_new_tokens))
+        return parse(next(said))
+
+    monkeypatch.setattr(Model, "answer", answer)
+    column = ask(chat_folder, vibe := load_vibe(words))
+    faults = [[row_answer["faults"] for row_answer in row] for row in column["rows"]]
+    lacking = "does not show arrr"
+    assert faults == [[[lacking], ["the reasoning does not end", lacking]], [[], []], [[]]]
+    assert "Ahoy<|im_end|>" in read[1] and "And now?<|im_end|>" in read[1]
+    assert ["/no_think" in prompt for prompt in read] == [False, False, True, True, True]
+    assert set(settings) == {(False, 6)}
+    assert "ARRR &lt;b&gt;" in page(vibe, [column]) and "<b>ARRR" not in page(vibe, [column])
 
 
 def test_the_words_that_are_asked_try_both_modes_personas_and_several_turns() -> None:

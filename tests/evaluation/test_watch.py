@@ -244,21 +244,39 @@ def test_the_picture_holds_both(tmp_path: Path, write_suite: Write, monkeypatch:
 def test_a_failed_evaluation_holds_up_no_other_and_is_tried_again_by_the_next_watcher(
     run: Path, write_suite: Write, capsys: pytest.CaptureFixture[str], asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = watching._score
+    score, tried, looks = watching._score, [], iter([[80], [80]])
+    (run / "alerts.jsonl").write_text('{"event": "done"}\n')
 
     def broken(model: Path, *rest: Any) -> dict[str, Any]:
         if model.name == "step_40":
+            tried.append(model.name)
             raise watching.UserError("the disk is full")
         return dict(score(model, *rest))
 
     suite = write_suite([{"name": "task"}])
     with monkeypatch.context() as patched:
         patched.setattr(watching, "_score", broken)
-        assert main(["watch", str(run), "--suite", str(suite), "--once"]) == 2
+        patched.setattr(watching, "to_be_exported", lambda run: next(looks, []))
+        patched.setattr("conversion.watching.pause", lambda seconds, stop: len(tried) == 1 or pytest.fail("tried again"))
+        assert main(["watch", str(run), "--suite", str(suite)]) == 2
     assert "1 not evaluated: step_40: the disk is full; started again, watch tries again" in capsys.readouterr().err
     assert asked == [20, 60]
     assert main(["watch", str(run), "--suite", str(suite), "--once"]) == 0
     assert asked == [20, 60, 40]
+
+
+def test_where_no_task_could_be_reached_there_is_nothing_to_draw(
+    run: Path, asked: list[int], write_suite: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreached(model: Path, suite: Any, asked: Any, output: Path) -> dict[str, Any]:
+        record = scores_of(0.5, 20, suite) | {"results": {}, "not_run": {"task": "no Hub"}}
+        write_result(output, record, samples=False)
+        return record
+
+    monkeypatch.setattr(watching, "_score", unreached)
+    monkeypatch.setattr(watching, "draw", lambda *given: pytest.fail("a picture of nothing"))
+    assert main(["watch", str(run), "--suite", str(write_suite([{"name": "task"}])), "--once"]) == 1
+    assert "step 20: not run: task: no Hub" in capsys.readouterr().out and not (run / "tensorboard").exists()
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(

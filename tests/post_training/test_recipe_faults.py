@@ -1,6 +1,7 @@
 """What a recipe refuses, each sentence once; exit code 93, as everything that trains has it."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from recipe_kit import run, write_config
 
+import smol_lock
 from post_training.recipes import ranks
 from post_training.recipes.callbacks import Soundness
 from post_training.recipes.checkpoints import Pusher
@@ -68,6 +70,16 @@ def test_what_cannot_be_trained_ends_with_93(
     start, _, end = sentence.partition("1. rows")
     assert start in told and end in told
     assert not list((tmp_path / "run").glob("iter_*"))
+
+
+def test_a_folder_in_which_another_run_works_is_left_alone(tmp_path: Path, chat_folder: Path, capsys: Any) -> None:
+    config = write_config(tmp_path, "sft", chat_folder)
+    file, _ = smol_lock.take(tmp_path / "run", patience_seconds=0)
+    assert file and run("sft", config) == 93
+    assert f"train.output_dir={tmp_path / 'run'} is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    smol_lock.give_back(tmp_path / "run", file)
+    assert run("sft", config) == 0, "and when it is free, training begins"
 
 
 def test_other_ranks_name_themselves(tmp_path: Path, chat_folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

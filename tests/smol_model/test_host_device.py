@@ -1,8 +1,12 @@
 """megatron.core on a host without CUDA: what is rewritten is pinned, and nothing outside it is touched."""
 
 import json
+import marshal
 import subprocess
 import sys
+from collections import Counter
+from importlib.util import cache_from_source
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +57,47 @@ import megatron
 print(finder.find_spec("megatron.core", megatron.__path__), dict(rewritten))
 """
     assert in_new_process(code) == "None {}"
+
+
+@pytest.fixture
+def loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> host_device._RewritingLoader:
+    """Of a module that names the device once; what it counts and compiles is this test's alone."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(host_device, "rewritten", Counter())
+    (tmp_path / "made.py").write_text('"""A module."""\ndevice = dict(device="cuda")\n')
+    return host_device._RewritingLoader("megatron.core.made", str(tmp_path / "made.py"))
+
+
+def device(loader: host_device._RewritingLoader) -> str:
+    names: dict[str, dict[str, str]] = {}
+    exec(loader.get_code("megatron.core.made"), names)
+    return names["device"]["device"]
+
+
+def test_rewritten_code_is_compiled_once(loader: host_device._RewritingLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device(loader) == "cpu"
+    folder = Path(loader.path).parent / "__pycache__"
+    assert [file.name for file in folder.iterdir()] == [f"made.{sys.implementation.cache_tag}.opt-smolhost.pyc"]
+    monkeypatch.setattr(host_device, "_compile", None)
+    assert device(loader) == "cpu" and host_device.rewritten == {"device argument": 2}, "a count for each import"
+
+
+def test_code_of_another_source_or_of_other_rules_or_cut_short_is_compiled_anew(
+    loader: host_device._RewritingLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, cached = Path(loader.path), Path(cache_from_source(loader.path, optimization="smolhost"))
+    assert device(loader) == "cpu"
+    source.write_text('device = dict(device="cuda", more=1)\n')
+    with monkeypatch.context() as no_rule:
+        no_rule.setattr(host_device._Rewriter, "_device", lambda self, node: node)
+        assert device(loader) == "cuda", "another source"
+    assert device(loader) == "cuda", "nothing says that the rules are others"
+    monkeypatch.setattr(host_device, "_rules", lambda: b"others")
+    assert device(loader) == "cpu"
+    whole = cached.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"no code at all", marshal.dumps(("two", "parts"))):
+        cached.write_bytes(damaged)
+        assert device(loader) == "cpu" and cached.read_bytes() == whole
 
 
 def test_configs_load_without_torch() -> None:

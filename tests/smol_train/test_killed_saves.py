@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 import watch_jobs
-from tiny_runs import tiny_overrides
+from ranks import Ranks
+from tiny_runs import QUICKSTART, tiny_overrides
 
+import pretrain_smol
 from smol_train.checkpoint_folder import MARKER, whole_checkpoints
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
@@ -23,9 +25,21 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 """What there is to be seen of a save; save_jobs.py rests for a second at each."""
 
 
-def settings(corpus: Path, run: Path, *others: str) -> list[str]:
+def overrides(corpus: Path, run: Path) -> list[str]:
     steps = ["data.stages.0.steps=14", "data.stages.1.steps=4", "train.precision=bf16", "checkpoint.every_steps=4"]
-    return ["--config", "configs/quickstart.yaml", *tiny_overrides(corpus, run), *steps, *others]
+    return [*tiny_overrides(corpus, run), *steps]
+
+
+def settings(corpus: Path, run: Path, *others: str) -> list[str]:
+    return ["--config", str(QUICKSTART), *overrides(corpus, run), *others]
+
+
+@pytest.fixture(scope="module")
+def whole(ranks: Ranks, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert ranks.run(pretrain_smol.train, 2, config_path=str(QUICKSTART), overrides=overrides(corpus, run)) == [0, 0]
+    return run
 
 
 def run_until(
@@ -66,12 +80,10 @@ def kill_the_ranks_alone(family: list[psutil.Process]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("background", ["false", "true"], ids=["foreground", "background"])
-def test_a_run_killed_at_every_moment_of_a_save_learns_the_same(background: str, corpus: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = ["pretrain_smol.py", *settings(corpus, whole)]
-    with watch_jobs.world(2, command) as ranks:
-        assert [rank.wait(240) for rank in ranks] == [0, 0]
-
+def test_a_run_killed_at_every_moment_of_a_save_learns_the_same(
+    background: str, whole: Path, corpus: Path, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
     slow = ["tests/save_jobs.py", *settings(corpus, killed, f"checkpoint.async_save={background}")]
     partial = killed / "iter_0000008.partial"
     for name, seen in MOMENTS.items():

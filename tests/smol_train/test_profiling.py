@@ -18,6 +18,12 @@ from smol_train.config import RunConfig
 from smol_train.sections.watch import ProfilingConfig
 
 
+@pytest.fixture
+def overrides(overrides: list[str]) -> list[str]:
+    """Small steps: a trace holds every operation."""
+    return [*overrides, "train.global_batch_size=4", "model.num_layers=2"]
+
+
 def profiles(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "profiles").glob("*"))
 

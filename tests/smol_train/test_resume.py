@@ -10,14 +10,16 @@ import jobs
 import psutil
 import pytest
 from ranks import Ranks
-from tiny_runs import REPOSITORY, tiny_overrides
+from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
+import pretrain_smol
 from smol_train.checkpoint_folder import MARKER
 
 
 def start(overrides: list[str], processes: int) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "pretrain_smol.py", "--config", "configs/quickstart.yaml", *overrides]
+    """One process starts as it is, several under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "pretrain_smol.py", "--config", "configs/quickstart.yaml", *overrides]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -56,7 +58,8 @@ def test_a_killed_run_resumes_bit_for_bit(precision: str, processes: int, corpus
     settings = [f"train.precision={precision}", "checkpoint.every_steps=20", "checkpoint.keep_last=9"]
     settings += ["data.stages.0.steps=36", "data.stages.1.steps=4"]  # the kill falls into the first stage
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_to_end([*tiny_overrides(corpus, whole), *settings], processes)
+    arguments = {"config_path": str(QUICKSTART), "overrides": [*tiny_overrides(corpus, whole), *settings]}
+    assert ranks.run(pretrain_smol.train, processes, **arguments) == [0] * processes
     kill_when_saved([*tiny_overrides(corpus, killed), *settings], processes, killed / "iter_0000020")
     last_before = lines(killed)[-1]["step"]
     assert 20 < last_before < 36, f"the kill came at step {last_before}, which proves nothing"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import Ranks
 from tiny_runs import QUICKSTART, REPOSITORY
 
+import pretrain_smol
 from smol_train.checkpoint_folder import read_state, whole_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -67,7 +69,7 @@ def last_of_each_step(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def test_a_run_with_every_fault_ends_with_the_same_data_seen_but_for_the_skipped_range(
-    overrides: list[str], tmp_path: Path
+    ranks: Ranks, overrides: list[str], tmp_path: Path
 ) -> None:
     run, faults, clean = tmp_path / "run", tmp_path / "faults", tmp_path / "clean"
     faults.mkdir()
@@ -89,7 +91,8 @@ def test_a_run_with_every_fault_ends_with_the_same_data_seen_but_for_the_skipped
     assert [json.loads(line)["rank"] for line in (run / "suspects.jsonl").read_text().splitlines()] == [1]
     assert damaged == "iter_0000048"
 
-    assert start(["pretrain_smol.py"], [*overrides, *SETTINGS, f"train.output_dir={clean}"]) == [0, 0]
+    undisturbed = [*overrides, *SETTINGS, f"train.output_dir={clean}"]
+    assert ranks.run(pretrain_smol.train, 2, config_path=str(QUICKSTART), overrides=undisturbed) == [0, 0]
     state = read_state(whole_checkpoints(run)[-1])
     [(first, end)] = state.skips
     assert first <= 960 and end >= 992 and end - first == 48, "four spikes, and a batch on each side"

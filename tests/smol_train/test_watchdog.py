@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ranks import Ranks
 from tiny_runs import QUICKSTART
 from watch_jobs import world
 
+import pretrain_smol
 from smol_config import ConfigError, parse
 from smol_train.callbacks.watchdog import collective_timeout
 from smol_train.parallel import TIMEOUT
@@ -77,9 +79,10 @@ def test_the_others_leave_when_a_rank_is_killed(overrides: list[str], tmp_path: 
     assert (tmp_path / "run" / "iter_0000003" / "COMPLETE").exists()
 
 
-def test_a_run_without_a_watchdog_writes_no_heartbeat(overrides: list[str], tmp_path: Path) -> None:
-    with world(1, ["pretrain_smol.py", "--config", str(QUICKSTART), *overrides, "watchdog.minutes=0"]) as processes:
-        assert codes(processes) == [0]
+def test_a_run_without_a_watchdog_writes_no_heartbeat(ranks: Ranks, overrides: list[str], tmp_path: Path) -> None:
+    without = [*overrides, "watchdog.minutes=0"]
+    assert ranks.run(pretrain_smol.train, 1, config_path=str(QUICKSTART), overrides=without) == [0]
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "heartbeat").exists()
 
 
