@@ -104,11 +104,16 @@ def _lines(file: str) -> Iterator[bytes]:
         yield from (line for line in lines if not line.isspace())
 
 
+def on_the_hub(source: Source) -> bool:
+    """Whether its path names a dataset repository, as far as the words tell."""
+    return not Path(source.path).exists() and source.path.count("/") == 1 and not source.path.startswith((".", "/", "~"))
+
+
 def _fetch(source: Source) -> Path:
     """The folder in the Hub's cache that holds the matching files of a dataset repository."""
     from huggingface_hub import snapshot_download
 
-    if source.path.count("/") != 1 or source.path.startswith((".", "/", "~")):
+    if not on_the_hub(source):
         raise UserError(f"path={source.path} is not there, and no namespace/name of the Hub either; mend it")
     try:
         return Path(

@@ -28,8 +28,7 @@ def load_tokenizer(model: str, template: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not Path(model).is_dir():
-        raise UserError(f"model={model} is not a folder; give a Hugging Face folder, as `python -m conversion to-hf` makes it")
+    check_folder(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     except Exception as error:  # depends on which file is missing or damaged
@@ -41,6 +40,12 @@ def load_tokenizer(model: str, template: str) -> Any:
     elif not tokenizer.chat_template:
         raise UserError(f"data.template=model: the tokenizer of {model} has no chat template; set hybrid, chatml or a path")
     return tokenizer
+
+
+def check_folder(model: str) -> None:
+    """Raise UserError where `model` is no folder."""
+    if not Path(model).is_dir():
+        raise UserError(f"model={model} is not a folder; give a Hugging Face folder, as `python -m conversion to-hf` makes it")
 
 
 def read_template(template: str) -> str:

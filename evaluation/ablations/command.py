@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.ablations import report, trainer
 from evaluation.ablations.promote import promote
 from evaluation.ablations.run_folder import Outcome, outcome
-from evaluation.ablations.sweep import Round, Sweep, current_round, load_sweep
+from evaluation.ablations.sweep import Round, Run, Sweep, current_round, load_sweep
 from evaluation.suite import Suite, load_suite
 from smol_config import UserError
 from smol_console import add_command, shown
@@ -43,26 +43,27 @@ def ablate(options: argparse.Namespace) -> int:
 
 
 def _go_on(sweep: Sweep, suite: Suite | None, current: Round, plans: dict[str, trainer.Plan], options: Any) -> int:
-    steps = {name: int(plan["train_steps"]) for name, plan in plans.items()}
+    steps = _steps(current, plans)
     for run in current.runs:
         run.write_config()  # before the first is trained: what is edited meanwhile changes none of them
     if options.slurm:
         for run in current.runs:
-            if outcome(run.folder, steps[run.arm]).state in ("waiting", "failed"):
+            if outcome(run.folder, steps[run.arm], run.kind).state in ("waiting", "failed"):
                 print(trainer.submit(run), flush=True)
     else:
-        tokens = sum(int(plans[run.arm]["train_tokens"]) for run in current.runs)
+        tokens = [plans[run.arm]["train_tokens"] for run in current.runs]
+        total = None if None in tokens else sum(tokens)
         try:
-            trainer.train_all([(run, steps[run.arm]) for run in current.runs], tokens, sweep.processes)
+            trainer.train_all([(run, steps[run.arm]) for run in current.runs], total, sweep.processes)
         except trainer.Interrupted:
             print("stopped, and saved; the same command goes on", flush=True)
             return 1
     reasons = {}
     for run in current.runs:
-        if suite and outcome(run.folder, steps[run.arm]).state == "done":
+        if suite and outcome(run.folder, steps[run.arm], run.kind).state == "done":
             reasons[run.folder] = trainer.score(run, steps[run.arm], suite)
     outcomes = {
-        arm.name: [(run, _outcome(run.folder, steps[arm.name], reasons.get(run.folder, ""))) for run in arm.runs]
+        arm.name: [(run, _outcome(run, steps[arm.name], reasons.get(run.folder, ""))) for run in arm.runs]
         for arm in current.arms
     }
     record = report.results(current, plans, outcomes, _higher_is_better(outcomes), options.sweep)
@@ -73,9 +74,14 @@ def _go_on(sweep: Sweep, suite: Suite | None, current: Round, plans: dict[str, t
     return 1 if states & {"failed", "waiting"} or any(reasons.values()) else 0
 
 
-def _outcome(folder: Path, steps: int, reason: str) -> Outcome:
+def _steps(current: Round, plans: dict[str, trainer.Plan]) -> dict[str, int | None]:
+    """By arm; None where the run tells when it is done."""
+    return {arm.name: int(plans[arm.name]["train_steps"]) if arm.kind.exports else None for arm in current.arms}
+
+
+def _outcome(run: Run, steps: int | None, reason: str) -> Outcome:
     """With why it could not be exported or scored, or only in part."""
-    found = outcome(folder, steps)
+    found = outcome(run.folder, steps, run.kind)
     return Outcome(found.state, reason, found.numbers, found.scores) if reason else found
 
 
@@ -83,6 +89,7 @@ def _higher_is_better(outcomes: report.Outcomes) -> dict[str, bool]:
     higher: dict[str, bool] = {}
     for of_arm in outcomes.values():
         for run, _ in of_arm:
+            higher |= run.kind.held_out
             with contextlib.suppress(FileNotFoundError):
                 higher |= json.loads((run.folder / "scores" / "results.json").read_text(encoding="utf8"))["higher_is_better"]
     return higher
@@ -97,8 +104,8 @@ def _check_scores(sweep: Sweep, suite: Suite | None, plans: dict[str, trainer.Pl
 
 
 def _promote(sweep: Sweep, current: Round, plans: dict[str, trainer.Plan], options: Any) -> int:
-    steps = {name: int(plan["train_steps"]) for name, plan in plans.items()}
-    finished = {run.arm for run in current.runs if outcome(run.folder, steps[run.arm]).state == "done"}
+    steps = _steps(current, plans)
+    finished = {run.arm for run in current.runs if outcome(run.folder, steps[run.arm], run.kind).state == "done"}
     print(f"wrote {promote(sweep, current, options.promote, finished)}")
     after = current_round(sweep)
     if not after.promoted:

@@ -26,7 +26,7 @@ def losses(record: dict[str, Any]) -> bytes | None:
     colours = {arm: f"C{number}" for number, arm in enumerate(record["overrides"])}
     lowest, highest = math.inf, -math.inf
     for run in record["runs"]:
-        lines = run_folder.read_lines(Path(run["folder"]) / "metrics.jsonl")
+        lines = [line for line in run_folder.read_lines(Path(run["folder"]) / "metrics.jsonl") if "train/loss" in line]
         tokens, loss = _thinned([line["tokens"] for line in lines], run_folder.losses(lines))
         if not len(tokens):
             continue

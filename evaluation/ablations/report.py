@@ -79,7 +79,7 @@ def _run(run: Run, plan: Plan, found: Outcome) -> dict[str, Any]:
         "reason": found.reason,
         "parameters": plan["parameters"],
         "learning_rate": optim["learning_rate"],
-        "batch_tokens": train["global_batch_size"] * data["sequence_length"],
+        "batch_tokens": train["global_batch_size"] * data["sequence_length"] if "sequence_length" in data else None,
         **found.numbers,
         "scores": found.scores,
     }

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from evaluation.ablations.kinds import PRETRAINING, Kind
+
 State = Literal["done", "diverged", "stopped", "failed", "waiting"]
 """failed and waiting runs are tried again by the next call; the others are as they will be."""
 
@@ -21,7 +23,7 @@ LAST, FIRST = 20, 20
 """Steps whose mean is the final loss, whose highest is the loss at the start: single losses jump with what is in a batch."""
 WARM_UP = 5
 """Steps whose speed does not count."""
-COURSE = ("started", "resumed", "stopped", "crashed", "done")
+COURSE = ("started", "resumed", "stopped", "crashed", "diverged", "done")
 LOG_NAME = "train.log"
 
 
@@ -36,18 +38,22 @@ class Outcome:
     """loss, loss_at_start: nats; tokens; tokens_per_second, devices, device_hours: of its training steps; gpu_hours: the same,
     where the devices were GPUs. As far as there are steps."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Held-out losses by the trainer, and the suite's scores, by name."""
+    """What the trainer found on held-out data, and the suite's scores, by name."""
 
 
-def outcome(folder: Path, steps: int) -> Outcome:
-    """Of the run in `folder`, which is to train `steps` steps."""
+def outcome(folder: Path, steps: int | None, kind: Kind = PRETRAINING) -> Outcome:
+    """Of the run in `folder`, which is to train `steps` steps; None: only the run itself knows, and tells when it is done."""
     lines = read_lines(folder / "metrics.jsonl")
-    numbers = _numbers(lines)
-    if why := _divergence(lines, numbers):
-        state, reason = _ended(folder, steps)
-        return Outcome("waiting" if state == "waiting" else "diverged", why, numbers)
+    numbers = _numbers([line for line in lines if "train/loss" in line])
     state, reason = _ended(folder, steps)
-    return Outcome(state, reason, numbers, _scores(folder, lines) if state == "done" else {})
+    if kind.loss_falls and (why := _divergence(lines, numbers)):
+        return Outcome("waiting" if state == "waiting" else "diverged", why, numbers)
+    return Outcome(state, reason, numbers, _scores(folder, lines, kind) if state == "done" else {})
+
+
+def last_step(folder: Path, steps: int | None) -> int:
+    """Of a run that is done."""
+    return newest_checkpoint(folder) if steps is None else steps
 
 
 def final_checkpoint(folder: Path, steps: int) -> Path:
@@ -88,6 +94,7 @@ def losses(lines: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """From the lines that have a loss."""
     if not lines:
         return {}
     found = [loss for loss in losses(lines) if math.isfinite(loss)]
@@ -112,21 +119,26 @@ def _numbers(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _divergence(lines: Sequence[dict[str, Any]], numbers: dict[str, float]) -> str:
     """Why it has diverged, or nothing. The final loss must be a number, and not above the highest of the first steps."""
-    if not lines:
+    found = losses(lines)
+    if not found:
         return ""
-    if math.isnan(losses(lines)[-1]):
+    if math.isnan(found[-1]):
         return f"the loss of step {lines[-1]['step']:,} is not a number"
-    if len(lines) > FIRST and numbers["loss"] > numbers["loss_at_start"]:
+    if len(found) > FIRST and numbers["loss"] > numbers["loss_at_start"]:
         return f"the loss ended at {numbers['loss']:.3f}, above {numbers['loss_at_start']:.3f} at the start"
     return ""
 
 
-def _ended(folder: Path, steps: int) -> tuple[State, str]:
-    if (final_checkpoint(folder, steps) / "COMPLETE").is_file():
+def _ended(folder: Path, steps: int | None) -> tuple[State, str]:
+    if steps is not None and (final_checkpoint(folder, steps) / "COMPLETE").is_file():
         return "done", ""
     alerts = read_lines(folder / "alerts.jsonl")
     course = [alert for alert in alerts if alert["event"] in COURSE]
     last = course[-1] if course else {"event": "", "text": ""}
+    if last["event"] == "done" and steps is None:
+        return "done", ""
+    if last["event"] == "diverged":
+        return "diverged", last["text"]
     if last["event"] == "stopped" and last["text"].endswith("exit code 93"):
         if any(alert["event"] == "rollback" for alert in alerts):
             return "diverged", f"the trainer gave up after loss spikes, {last['text']}"
@@ -146,10 +158,10 @@ def last_line(log: Path) -> str:
     return (errors or lines or [f"{log} is empty"])[-1]
 
 
-def _scores(folder: Path, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    held_out: dict[str, float] = {}
+def _scores(folder: Path, lines: Sequence[dict[str, Any]], kind: Kind) -> dict[str, float]:
+    found: dict[str, float] = {}
     for line in lines:
-        held_out |= {name: value for name, value in line.items() if name.startswith("eval/") and value is not None}
+        found |= {name: value for name, value in line.items() if kind.scores(name) and value is not None}
     results = folder / "scores" / "results.json"
     suite = json.loads(results.read_text(encoding="utf8"))["results"] if results.is_file() else {}
-    return {name: value for name, value in held_out.items() if name.startswith("eval/loss/")} | suite
+    return found | suite

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from smol_config import Section, UserError, load, mapping_to_yaml, merge_files
+from evaluation.ablations.kinds import PRETRAINING, RECIPES, Kind, kind_of
+from smol_config import Section, UserError, load, load_mapping, mapping_to_yaml, merge_files, nearest
 
 BASELINE = "baseline"
 CONFIG_NAME = "config.yaml"
@@ -38,14 +39,16 @@ class Seeds(Section):
     baseline: tuple[NonNegativeInt, ...] = Field(default=(6, 7, 8), min_length=1)
     changes: tuple[NonNegativeInt, ...] = Field(default=(6,), min_length=1)
     settings: tuple[str, ...] = ("train.seed", "data.seed")
-    """What a seed sets: the initial weights and the order of the data."""
+    """What a seed sets: the initial weights and the order of the data; of a recipe, the choice of rows too."""
 
 
 class Sweep(Section):
     """A baseline and changes to it."""
 
+    recipe: str | None = None
+    """What trains the runs: mid, sft, preference, grpo (docs/post_training.md). None: pre-training."""
     baseline: Path
-    """A training configuration, relative to the sweep's file."""
+    """A configuration of pre-training, or of the recipe, relative to the sweep's file."""
     changes: tuple[Change, ...] = Field(min_length=1)
     ordered: bool = False
     """One change a round, on the winner of the round before, which `--promote` names."""
@@ -53,15 +56,18 @@ class Sweep(Section):
     """Folder of the runs and results."""
     seeds: Seeds = Seeds()
     suite: Path | None = None
-    """Tasks that score the runs (evaluation/suites), relative to the sweep's file. None: held-out losses alone, no exports."""
+    """Tasks that score the runs (evaluation/suites), relative to the sweep's file. None: held-out data alone, no exports."""
     suite_overrides: tuple[str, ...] = ()
     """Settings of the suite, such as data.text=FOLDER."""
     processes: PositiveInt = 1
     """Ranks of a run on this machine. With --slurm the cluster's settings say how many."""
 
     def problems(self) -> list[str]:
-        """Names and seeds that stand twice, a change that is called as the baseline."""
+        """A recipe that is none, names and seeds that stand twice, a change that is called as the baseline."""
         names, found = [change.name for change in self.changes], []
+        if self.recipe is not None and self.recipe not in RECIPES:
+            hint = nearest(self.recipe, RECIPES)
+            found.append(f"recipe={self.recipe} is no recipe of post-training ({hint}); leave it out for pre-training")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             found.append(f"changes: names {twice} stand more than once; give every change its own name")
         if BASELINE in names:
@@ -85,7 +91,8 @@ class Run:
     seed: int
     folder: Path
     mapping: dict[str, Any]
-    """Its whole configuration; every ${NAME} as written."""
+    """Its whole configuration; every ${NAME} as written, but where Kind.resolved says otherwise."""
+    kind: Kind = PRETRAINING
 
     def check(self) -> None:
         """Raises UserError when the folder holds a run that was begun with other settings."""
@@ -117,6 +124,7 @@ class Arm:
     """The baseline's configuration."""
     overrides: tuple[str, ...]
     runs: tuple[Run, ...]
+    kind: Kind = PRETRAINING
 
 
 @dataclass(frozen=True)
@@ -174,12 +182,14 @@ def current_round(sweep: Sweep) -> Round:
 
 
 def _arm(sweep: Sweep, name: str, base: Path, overrides: tuple[str, ...], seeds: tuple[int, ...]) -> Arm:
-    merged, runs = merge_files(base, overrides), []
+    merged, kind, runs = merge_files(base, overrides), kind_of(sweep.recipe), []
+    filled = load_mapping(base, overrides, keep_unset=True)
+    resolved = {setting: filled[setting] for setting in kind.resolved if setting in filled}
     for seed in seeds:
         folder = sweep.output.absolute() / "runs" / f"{name}-seed{seed}"
-        own = {**dict.fromkeys(sweep.seeds.settings, seed), "train.output_dir": str(folder), "train.purpose": "ablation"}
-        runs.append(Run(name, seed, folder, _with(merged, own)))
-    return Arm(name, base, overrides, tuple(runs))
+        own = {**dict.fromkeys(sweep.seeds.settings, seed), "train.output_dir": str(folder), **kind.own, **resolved}
+        runs.append(Run(name, seed, folder, _with(merged, own), kind))
+    return Arm(name, base, overrides, tuple(runs), kind)
 
 
 def _with(mapping: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

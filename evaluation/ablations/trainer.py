@@ -5,7 +5,8 @@
     slurm/submit.sh --once pretrain     each run a job; a later call submits anew what was lost, and collects
     conversion to-hf, evaluation.run    the final checkpoint's export and its scores
 
-The trainer's launcher hides exit codes, so what became of a run is read from its folder (run_folder.py).
+A recipe of post-training takes pretrain_smol.py's place, with the same options, and exports itself (kinds.py). The launcher
+hides exit codes, so what became of a run is read from its folder (run_folder.py).
 """
 
 import contextlib
@@ -17,13 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+from evaluation.ablations.kinds import REPOSITORY
 from evaluation.ablations.run_folder import (
     LOG_NAME,
     final_checkpoint,
     last_line,
+    last_step,
     newest_checkpoint,
     outcome,
     tokens_trained,
@@ -34,12 +36,11 @@ from smol_config import UserError, load_mapping
 from smol_console import Progress
 from smol_process import end_with
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TRAINER = REPOSITORY / "pretrain_smol.py"
 LOOK_SECONDS = 0.5
 
 Plan = dict[str, Any]
-"""Of smol_train.plan: parameters, train_steps, train_tokens, flops_per_token_6nd, config, and more."""
+"""Of smol_train.plan or post_training.recipes.plan: parameters, train_steps, train_tokens, config, and more. Steps and tokens
+of a recipe are None where its data decides."""
 
 
 class Interrupted(Exception):
@@ -49,7 +50,7 @@ class Interrupted(Exception):
 def plan(arm: Arm) -> Plan:
     """What the arm's configuration means. Raises UserError, in the trainer's words, where it cannot be trained."""
     load_mapping(arm.base, arm.overrides)  # environment variables that are not set, which a plan does without
-    command = [sys.executable, str(TRAINER), "--config", str(arm.base), "--dry-run", "--json", *arm.overrides]
+    command = [sys.executable, *arm.kind.command, "--config", str(arm.base), "--dry-run", "--json", *arm.overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         told = (done.stderr.strip() or f"exit code {done.returncode}").removeprefix("error: ")
@@ -60,15 +61,16 @@ def plan(arm: Arm) -> Plan:
 # --- on this machine -------------------------------------------------------------------------------------------------------
 
 
-def train_all(runs: Sequence[tuple[Run, int]], tokens: int, processes: int) -> None:
-    """Train each run of (run, steps) that is not over, one after the other; `tokens` is what all are to train on together.
+def train_all(runs: Sequence[tuple[Run, int | None]], tokens: int | None, processes: int) -> None:
+    """Train each run of (run, steps) that is not over, one after the other; `tokens` is what all are to train on together, None
+    where that is not known.
 
     A run is started again as long as each start brings a new checkpoint. Raises Interrupted after SIGTERM or SIGINT, when the
     run at hand has saved.
     """
-    todo = [(run, steps) for run, steps in runs if outcome(run.folder, steps).state in ("waiting", "failed")]
-    before = sum(tokens_trained(run.folder) for run, _ in runs)
-    with _signals() as came, Progress("training", "tokens", max(tokens - before, 0)) as progress:
+    todo = [(run, steps) for run, steps in runs if outcome(run.folder, steps, run.kind).state in ("waiting", "failed")]
+    left = None if tokens is None else max(tokens - sum(tokens_trained(run.folder) for run, _ in runs), 0)
+    with _signals() as came, Progress("training", "tokens", left) as progress:
         for number, (run, steps) in enumerate(todo, 1):
             print(f"{number} of {len(todo)}: {run.arm}, seed {run.seed}; log {run.folder / LOG_NAME}", flush=True)
             _train(run, steps, processes, progress, came)
@@ -77,17 +79,17 @@ def train_all(runs: Sequence[tuple[Run, int]], tokens: int, processes: int) -> N
 
 
 def launcher(processes: int) -> list[str]:
-    """The command that starts a script on so many ranks of this machine."""
+    """The command that starts a script, or -m and a module, on so many ranks of this machine."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
-def _train(run: Run, steps: int, processes: int, progress: Progress, came: list[int]) -> None:
-    command = [*launcher(processes), str(TRAINER), "--config", str(run.write_config())]
+def _train(run: Run, steps: int | None, processes: int, progress: Progress, came: list[int]) -> None:
+    command = [*launcher(processes), *run.kind.command, "--config", str(run.write_config())]
     # Were this process killed, the ranks would go on unseen and hold the run's folder. In a session of their own they do not
     # hear a terminal's Ctrl-C twice, which would end them before they have saved.
     stop_too = functools.partial(end_with, os.getpid(), signal.SIGTERM)
     trained = tokens_trained(run.folder)
-    while outcome(run.folder, steps).state in ("waiting", "failed"):
+    while outcome(run.folder, steps, run.kind).state in ("waiting", "failed"):
         before = newest_checkpoint(run.folder)
         with (run.folder / LOG_NAME).open("ab") as log:
             process = subprocess.Popen(
@@ -122,7 +124,8 @@ def _signals() -> Iterator[list[int]]:
 
 def submit(run: Run) -> str:
     """Submit the run's training unless a job of it waits or runs; returns what is told. Raises UserError when Slurm refuses."""
-    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), "--once", "pretrain", str(run.write_config())]
+    job, *options = run.kind.job
+    command = ["bash", str(REPOSITORY / "slurm" / "submit.sh"), "--once", job, str(run.write_config()), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{run.arm}, seed {run.seed}: {done.stderr.strip().removeprefix('error: ')}")
@@ -141,14 +144,15 @@ def check_scores(run: Run, suite: Suite) -> None:
             raise UserError(f"{path.parent} was made with another suite; move it away to have the run scored anew")
 
 
-def score(run: Run, steps: int, suite: Suite) -> str:
+def score(run: Run, steps: int | None, suite: Suite) -> str:
     """Export the run's final checkpoint and score it, as far as that was not done; returns what is missing, or nothing."""
-    scores, export = run.folder / "scores", run.folder / "hf" / f"step_{steps}"
-    if not export.is_dir():
+    last = last_step(run.folder, steps)
+    scores, export = run.folder / "scores", run.folder / "hf" / f"step_{last}"
+    if run.kind.exports and not export.is_dir():
         print(f"exporting {run.arm}, seed {run.seed}", flush=True)
         export.parent.mkdir(exist_ok=True)
         with (run.folder / "export.log").open("wb") as log:
-            command = [sys.executable, "-m", "conversion", "to-hf", str(final_checkpoint(run.folder, steps)), str(export)]
+            command = [sys.executable, "-m", "conversion", "to-hf", str(final_checkpoint(run.folder, last)), str(export)]
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         if done.returncode:
             return f"not exported: {last_line(run.folder / 'export.log')}"

@@ -41,7 +41,7 @@ def training_arguments(config: RecipeConfig) -> Any:
     if loss == "kto":
         # TRL wants KTO's rows in order; prepare.py has drawn it.
         return trl.KTOConfig(**_common(config) | {"train_sampling_strategy": "sequential"}, **both, loss_type="kto")
-    kind = {"apo_zero": "apo_zero", "dpo": "sigmoid"}[loss]
+    kind = {"dpo": "sigmoid"}.get(loss, loss)
     return trl.DPOConfig(**_common(config), **both, loss_type=[kind], padding_free=False, precompute_ref_log_probs=False)
 
 

@@ -1,6 +1,8 @@
-"""What a run hears and watches while it trains: signals, silent failures, progress."""
+"""What a run hears, watches and tells while it trains: signals, silent failures, its course, progress."""
 
+import json
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -13,6 +15,11 @@ from smol_config import UserError
 from smol_console import Progress
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ALERTS = "alerts.jsonl"
+
+
+class Diverged(UserError):
+    """The loss is no number any more; the newest checkpoint is from before."""
 
 
 class Signals(TrainerCallback):
@@ -87,7 +94,7 @@ class Soundness(TrainerCallback):
         if loss is None or norm is None:
             return
         if not torch.isfinite(torch.tensor([loss, norm])).all():
-            raise UserError(
+            raise Diverged(
                 f"step {state.global_step}: loss {loss}, gradient norm {norm}; lower optim.learning_rate, or look at the data "
                 "with `python -m post_training preview`. The newest checkpoint is from before"
             )
@@ -96,6 +103,41 @@ class Soundness(TrainerCallback):
                 f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data "
                 "with `python -m post_training preview`, and at lora.targets"
             )
+
+
+class Course(TrainerCallback):
+    """What became of a run, a line each in RUN/alerts.jsonl, where pre-training's trainer tells it in the same words: started,
+    resumed, stopped, done, crashed; diverged is a recipe's own. A context manager around the training; the main rank writes."""
+
+    def __init__(self, run: Path, is_main: bool, signals: Signals) -> None:
+        self.run, self.is_main, self.signals = run, is_main, signals
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            told = str(error).partition("\n")[0][:500]
+            self.tell("diverged" if isinstance(error, Diverged) else "crashed", f"{type(error).__name__}: {told}")
+
+    def tell(self, event: str, text: str) -> None:
+        """Add a line."""
+        if self.is_main:
+            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "text": text}
+            with (self.run / ALERTS).open("a", encoding="utf8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        self.tell("resumed" if step else "started", f"step {step:,} of {state.max_steps:,} on {args.world_size} ranks")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called after the last model is written."""
+        if self.signals.code:
+            of_all = f"{state.global_step:,} of {state.max_steps:,}"
+            self.tell("stopped", f"at step {of_all}, saved; exit code {self.signals.code}")
+        else:
+            self.tell("done", f"{state.global_step:,} steps")
 
 
 class ShowProgress(TrainerCallback):

@@ -169,11 +169,12 @@ class MidConfig(SftConfig):
 class Preference(Section):
     """The loss on pairs."""
 
-    loss: Literal["apo_zero", "dpo", "kto", "orpo"] = "apo_zero"
-    """apo_zero: D'Oosterlinck et al. 2024, arXiv 2408.06266; dpo: Rafailov et al. 2023, 2305.18290; kto: Ethayarajh et al.
-    2024, 2402.01306, each pair a good and a bad answer; orpo: Hong et al. 2024, 2403.07691, which needs no reference."""
+    loss: Literal["apo_zero", "apo_down", "dpo", "kto", "orpo"] = "apo_zero"
+    """apo_zero: D'Oosterlinck et al. 2024, arXiv 2408.06266, and apo_down, for a model that is better than the chosen answers;
+    dpo: Rafailov et al. 2023, 2305.18290; kto: Ethayarajh et al. 2024, 2402.01306, each pair a good and a bad answer; orpo:
+    Hong et al. 2024, 2403.07691, which needs no reference."""
     beta: PositiveFloat
-    """apo_zero, dpo, kto: how strongly the model is held where it started (SmolLM3: 0.05); orpo: weight of the odds ratio."""
+    """How strongly the model is held where it started (SmolLM3: 0.05); of orpo: weight of the odds ratio."""
 
 
 class PreferenceConfig(RecipeConfig):

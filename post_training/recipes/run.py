@@ -6,6 +6,7 @@ Given again, a command goes on from its newest whole checkpoint: the same bits a
 """
 
 import argparse
+import json
 import os
 import warnings
 from pathlib import Path
@@ -30,12 +31,21 @@ def add_parsers(subparsers: Any) -> None:
         example = f"python -m post_training {name} --config configs/post_training/tiny/{name}.yaml optim.learning_rate=1e-4"
         parser = add_command(subparsers, name, f"{summary} Given again, it goes on.", example)
         parser.add_argument("--config", type=Path, required=True, metavar="C.yaml", help="the run's configuration")
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+        parser.add_argument("--json", action="store_true", help="with --dry-run: one JSON object")
         parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file's")
         parser.set_defaults(run=_run, refused=REFUSED)
 
 
 def _run(options: argparse.Namespace) -> int:
-    return train(load(RECIPES[options.command], options.config, options.overrides))
+    config = load(RECIPES[options.command], options.config, options.overrides)
+    if not options.dry_run:
+        return train(config)
+    from post_training.recipes.plan import plan, text
+
+    found = plan(options.command, config)
+    print(json.dumps(found) if options.json else text(found, config))
+    return DONE
 
 
 def train(config: RecipeConfig) -> int:
@@ -63,7 +73,7 @@ def train(config: RecipeConfig) -> int:
 def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> int:
     from transformers import PrinterCallback
 
-    from post_training.recipes.callbacks import ShowProgress, Soundness
+    from post_training.recipes.callbacks import Course, ShowProgress, Soundness
     from post_training.recipes.checkpoints import Checkpoints, remove_unfinished, step_of, tokens_of, whole_checkpoints
     from post_training.recipes.grpo import RewardWatch
     from post_training.recipes.metrics import Metrics
@@ -82,15 +92,18 @@ def _fit(config: RecipeConfig, arguments: Any, prepared: Any, signals: Any) -> i
     trainer.accelerator.wait_for_everyone()
     trainer.remove_callback(PrinterCallback)
     checkpoints = Checkpoints(config, trainer, prepared.manifest)
+    course = Course(run, trainer.is_world_process_zero(), signals)
     if newest and step_of(newest) >= _last_step(trainer):
         checkpoints.complete()
+        course.tell("done", f"{step_of(newest):,} steps")
         return DONE
     callbacks = [signals, Soundness(), Metrics(run, trainer), checkpoints, ShowProgress(config.train.global_batch_size)]
     if isinstance(config, GrpoConfig):
         callbacks[1:2] = [Soundness(may_rest=True), RewardWatch(config, trainer)]
-    for callback in callbacks:
+    for callback in [*callbacks, course]:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    with course:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return signals.code or DONE
 
 

@@ -1,7 +1,7 @@
 """TRL's trainers, told to train on prepared data as it is; and ORPO, whose trainer in TRL is an experiment.
 
     mid, sft           trl.SFTTrainer
-    preference  apo_zero, dpo   Pairs, which is trl.DPOTrainer       kto   UnpairedPairs, trl.KTOTrainer
+    preference  apo_zero, apo_down, dpo   Pairs, which is trl.DPOTrainer       kto   UnpairedPairs, trl.KTOTrainer
                 orpo            OddsRatio, trl.SFTTrainer with the loss of pairs
     grpo               Sampled, which is trl.GRPOTrainer, with the rewards of grpo.py
 
@@ -101,7 +101,8 @@ class Supervised(_AsPrepared, SFTTrainer):
 
 
 class Pairs(_AsPrepared, DPOTrainer):
-    """apo_zero: 1 - sigmoid(beta (log p_c - log r_c)) + sigmoid(beta (log p_r - log r_r)); dpo: -log sigmoid(difference)."""
+    """With c = beta (log p_c - log r_c) of the chosen answer and r of the rejected one: apo_zero 1 - sigmoid(c) + sigmoid(r);
+    apo_down sigmoid(c) + 1 - sigmoid(c - r); dpo -log sigmoid(c - r)."""
 
 
 class UnpairedCollator(DataCollatorForUnpairedPreference):

@@ -1,7 +1,7 @@
 """What tests of sweeps share: a sweep's file over a baseline that plans, and a trainer that leaves a run's files in no time."""
 
+import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,11 @@ def planned(arm: Arm) -> dict[str, Any]:
     return dict(plan(load(RunConfig, arm.base, arm.overrides)).model_dump(mode="json"))
 
 
-def launcher(processes: int) -> list[str]:
-    """In place of torch.distributed.run."""
-    return [sys.executable]
+def commands_with(folder: Path) -> list[str]:
+    """Processes whose command names the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (command := path.read_bytes()):
+                found.append(command.decode())
+    return found

@@ -1,6 +1,5 @@
 """A real sweep of two runs: two ranks train, exports are verified, lm-eval scores; a second call finishes a killed one."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ablation_parts import commands_with
 from evaluation_parts import COLOURS, Write
 from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
@@ -51,7 +51,7 @@ def test_a_real_sweep_that_is_killed_half_way_is_finished_by_the_same_command(
             time.sleep(0.1)
         first.kill()
         first.wait()
-    while _commands_with(tmp_path):  # its ranks hear of it, save and end
+    while commands_with(tmp_path):  # its ranks hear of it, save and end
         time.sleep(0.1)
     whole = (baseline / f"iter_{STEPS:07d}" / "COMPLETE").stat().st_mtime_ns
     started = json.loads((change / "alerts.jsonl").read_text().splitlines()[0])
@@ -75,7 +75,7 @@ def test_a_real_sweep_that_is_killed_half_way_is_finished_by_the_same_command(
         assert steps == list(range(1, STEPS + 1)), "each step once"
     assert results["higher_is_better"]["eval/colours/acc"] and not results["higher_is_better"]["eval/loss/code"]
     assert (tmp_path / "sweep" / "report.html").is_file()
-    assert not _commands_with(tmp_path), "no trainer is left behind"
+    assert not commands_with(tmp_path), "no trainer is left behind"
 
     sweep["suite_overrides"] = ["seed=1"]
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
@@ -98,13 +98,3 @@ def test_what_cannot_be_exported_or_scored_is_told(tmp_path: Path, write_suite: 
     scores.mkdir()
     (scores / "results.json").write_text(json.dumps({"not_run": {"far": "no Hub", "farther": "none either"}}))
     assert trainer.score(run, STEPS, suite) == "far not run: no Hub; farther not run: none either"
-
-
-def _commands_with(folder: Path) -> list[str]:
-    """Processes whose command names the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if str(folder).encode() in (command := path.read_bytes()):
-                found.append(command.decode())
-    return found

@@ -1,10 +1,11 @@
 """`ablate` from a sweep's file to its report, with a trainer that leaves a run's files in no time (ablation_parts.py)."""
 
 import fcntl
+import sys
 from pathlib import Path
 
 import pytest
-from ablation_parts import Lab, launcher, planned
+from ablation_parts import Lab, planned
 
 from evaluation.ablations import trainer
 from evaluation.ablations.sweep import Arm
@@ -14,8 +15,7 @@ from smol_config import UserError, load_mapping
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     lab = Lab(tmp_path)
-    monkeypatch.setattr(trainer, "TRAINER", tmp_path / "trainer.py")
-    monkeypatch.setattr(trainer, "launcher", launcher)
+    monkeypatch.setattr(trainer, "launcher", lambda processes: [sys.executable, str(tmp_path / "trainer.py")])
     monkeypatch.setattr(trainer, "plan", planned)
     monkeypatch.setattr(trainer, "LOOK_SECONDS", 0.05)
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
@@ -99,6 +99,8 @@ def test_an_ordered_sweep_goes_on_from_each_winner(lab: Lab, capsys: pytest.Capt
 
 FAULTS: dict[str, tuple[dict[str, object], str]] = {
     "unknown setting": ({"seed": [1]}, "seed: unknown key; did you mean 'seeds'"),
+    "unknown recipe": ({"recipe": "stf"}, "recipe=stf is no recipe of post-training (did you mean 'sft'?); leave it out"),
+    "recipe of another kind": ({"recipe": "grpos"}, "(did you mean 'grpo'?)"),
     "no baseline": ({"baseline": "none.yaml"}, "none.yaml cannot be read"),
     "twice": (
         {"changes": [{"name": "a", "overrides": ["train.seed=1"]}] * 2},

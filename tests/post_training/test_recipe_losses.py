@@ -120,11 +120,15 @@ def apo_zero(chosen: Any, rejected: Any, beta: float) -> Any:
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
 
+def apo_down(chosen: Any, rejected: Any, beta: float) -> Any:
+    return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
+
+
 def dpo(chosen: Any, rejected: Any, beta: float) -> Any:
     return -logsigmoid(beta * (chosen - rejected))
 
 
-@pytest.mark.parametrize("formula", [apo_zero, dpo])
+@pytest.mark.parametrize("formula", [apo_zero, apo_down, dpo])
 def test_losses_of_ratios_to_the_start_are_their_formulas(
     formula: Any, trainer_of: Any, tmp_path: Path, chat_folder: Path
 ) -> None:
@@ -174,7 +178,7 @@ def test_orpo_is_its_formula_and_needs_no_reference(trainer_of: Any, tmp_path: P
     assert loss == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["apo_zero", "dpo", "kto", "orpo"])
+@pytest.mark.parametrize("loss", ["apo_zero", "apo_down", "dpo", "kto", "orpo"])
 def test_every_loss_on_pairs_falls_and_prefers_the_chosen_answers(loss: str, tmp_path: Path, chat_folder: Path) -> None:
     changes = {
         "train": {"micro_batch_size": 4, "global_batch_size": 4, "steps": 6},

@@ -66,6 +66,12 @@ def lines(run_folder: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def told(run_folder: Path) -> list[tuple[str, str]]:
+    """The events of a run with their text."""
+    alerts = [json.loads(line) for line in (run_folder / "alerts.jsonl").read_text().splitlines()]
+    return [(alert["event"], alert["text"]) for alert in alerts]
+
+
 # --- what is left on disk ----------------------------------------------------------------------------------------------------
 
 
@@ -159,8 +165,10 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert whole_checkpoints(folder)[-1].name == f"iter_{step:07d}" and 1 < step < 10
     assert step % 4 == 0 or not (folder / f"hf/step_{step}").exists()  # there is no time for a model
     assert signal.getsignal(heard) == handler
+    assert told(folder)[-1] == ("stopped", f"at step {step} of 10, saved; exit code 85")
     assert run("sft", config) == 0
     assert_same_end(folder, whole)
+    assert [event for event, _ in told(folder)] == ["started", "stopped", "resumed", "done"]
 
 
 def test_a_signal_while_the_data_is_prepared_asks_to_be_started_again(
@@ -181,6 +189,7 @@ def test_the_stop_file_saves_and_asks_not_to_be_started_again(chat_folder: Path,
     assert run("sft", config) == exit_codes.REFUSED
     assert [path.name for path in whole_checkpoints(tmp_path / "run")] == ["iter_0000001"]
     assert not (tmp_path / "run/stop").exists()
+    assert told(tmp_path / "run")[-1] == ("stopped", "at step 1 of 10, saved; exit code 93")
 
 
 def test_a_finished_run_given_again_changes_nothing(whole: Path, chat_folder: Path, tmp_path: Path) -> None:
@@ -189,6 +198,20 @@ def test_a_finished_run_given_again_changes_nothing(whole: Path, chat_folder: Pa
     shutil.rmtree(tmp_path / "run/hf/step_10")  # a kill between the last checkpoint and its model
     assert run("sft", tmp_path / "sft.yaml") == 0
     assert_same_end(tmp_path / "run", whole)
+    assert told(tmp_path / "run") == [("started", "step 0 of 10 on 1 ranks"), *[("done", "10 steps")] * 2]
+
+
+def test_a_run_that_ends_by_a_fault_says_which(chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("sft", write_config(tmp_path, "sft", chat_folder, changes()), "optim.learning_rate=1e30") == exit_codes.REFUSED
+    assert [event for event, _ in told(tmp_path / "run")] == ["started", "diverged"]
+    assert told(tmp_path / "run")[-1][1].startswith("Diverged: step ") and "nan" in told(tmp_path / "run")[-1][1]
+
+    from post_training.recipes import checkpoints
+
+    monkeypatch.setattr(checkpoints, "finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("sft", write_config(tmp_path / "again", "sft", chat_folder, changes()))
+    assert told(tmp_path / "again/run")[-1] == ("crashed", "ZeroDivisionError: division by zero")
 
 
 def test_the_numbers_are_those_of_pre_training() -> None:
