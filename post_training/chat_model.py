@@ -43,7 +43,7 @@ def run(hf_dir: Path, out_dir: Path, template: str = "hybrid") -> None:
     if len(tokenizer) > rows:
         model.resize_token_embeddings(-(-len(tokenizer) // ROWS) * ROWS, mean_resizing=False)
     with torch.no_grad():
-        _fill_rows(model, added, known=min(rows, len(base)))
+        _fill_rows(model, added, known=min(rows, len(base)), before=rows)
     end = tokenizer.eos_token_id
     model.config.eos_token_id, model.config.pad_token_id = end, tokenizer.pad_token_id
     model.config.bos_token_id = tokenizer.bos_token_id
@@ -113,14 +113,20 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
         vocabulary[new] = vocabulary.pop(old)
 
 
-def _fill_rows(model: Any, added: dict[str, int], known: int) -> None:
-    """Set the new tokens' rows of the embedding, and of an output head of its own, near the mean of the first `known` rows."""
+def _fill_rows(model: Any, added: dict[str, int], known: int, before: int) -> None:
+    """Set the new tokens' rows of the embedding, and of an output head of its own, near the mean of the first `known` rows.
+
+    A grown embedding, which had `before` rows, has more than there are tokens; those are the mean itself. transformers draws
+    them anew each time.
+    """
     import torch
 
     weights = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
     for weight in weights.values():
         trained = weight[:known].float()
+        mean = trained.mean(0)
+        weight[before:] = mean.to(weight.dtype)
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(added), weight.shape[1], generator=generator)
-        for row, number in zip(trained.mean(0) + NOISE * trained.std(0) * noise, added.values(), strict=True):
+        for row, number in zip(mean + NOISE * trained.std(0) * noise, added.values(), strict=True):
             weight[number] = row.to(weight.dtype)

@@ -10,7 +10,6 @@ import importlib
 import multiprocessing
 import os
 import pickle
-import socket
 import time
 import traceback
 import warnings
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import Any
+
+from ports import free_ports
 
 IMPORTED_ONCE = [
     "smol_train.trainer",
@@ -40,7 +41,7 @@ class Ranks:
 
     def run(self, job: Callable[..., Any], world_size: int, **arguments: Any) -> list[Any]:
         """Raises RankError with every failing rank's traceback; the pool can be used again if all ranks ended."""
-        self.pipe.send((job, world_size, _free_port(), arguments))
+        self.pipe.send((job, world_size, free_ports(), arguments))
         outcomes: dict[int, tuple[bool, Any]] = {}
         while len(outcomes) < world_size and self.pipe.poll(300):
             outcomes = pickle.loads(self.pipe.recv_bytes()) | outcomes
@@ -59,12 +60,6 @@ class Ranks:
 
 class RankError(AssertionError):
     """A job failed on some rank."""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _serve(pipe: Connection) -> None:

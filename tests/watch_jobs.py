@@ -13,7 +13,6 @@ in processes of its own, since what is tested ends or freezes processes.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ REPOSITORY = Path(__file__).parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))  # as pytest has it
 
+from ports import free_ports  # noqa: E402
 from tiny_runs import QUICKSTART  # noqa: E402
 
 from smol_config import load  # noqa: E402
@@ -63,9 +63,7 @@ def main(fault: str, rank: str, step: str, *arguments: str) -> int:
 @contextlib.contextmanager
 def world(size: int, command: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
     """`command` as `size` ranks, started as srun does it: nobody ends the others when one ends. All are gone at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     processes = []
     try:
         for rank in range(size):

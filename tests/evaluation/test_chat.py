@@ -21,9 +21,9 @@ Talk = Callable[..., Any]
 def talk(chat_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
     """talk(lines, *options) -> what was written to stdout and stderr."""
 
-    def run(lines: list[str], *options: str) -> Any:
+    def run(lines: list[str], *options: str, folder: Path = chat_folder) -> Any:
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        assert main(["chat", str(chat_folder), "--temperature", "0", *options]) == 0
+        assert main(["chat", str(folder), "--temperature", "0", *options]) == 0
         return capsys.readouterr()
 
     return run
@@ -45,10 +45,16 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
     return read, answers
 
 
-def test_an_answer_is_what_the_model_generates_from_the_rendered_conversation(talk: Talk, chat_folder: Path) -> None:
-    said = talk(["Hello!", "And you?"], "--system", "Be brief.", "--max-new-tokens", "12").out
-    tokenizer = transformers.AutoTokenizer.from_pretrained(chat_folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(chat_folder)
+def test_an_answer_is_what_the_model_generates_from_the_rendered_conversation(
+    talk: Talk, chat_folder: Path, tmp_path: Path
+) -> None:
+    """By the folder's generation_config.json: with the penalty a model that was never trained does not only repeat itself."""
+    folder = shutil.copytree(chat_folder, tmp_path / "chat")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 2.0}))
+    said = talk(["Hello!", "And you?"], "--system", "Be brief.", "--max-new-tokens", "12", folder=folder).out
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "system", "content": "Be brief."}]
     expected = ""
     for line in ("Hello!", "And you?"):

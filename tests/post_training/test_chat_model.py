@@ -33,6 +33,14 @@ def test_new_rows_are_near_the_mean_and_differ(base_model: Path, chat_folder: Pa
     assert ((rows - known.mean(0)).abs() < known.std(0)).all()  # ten times the noise
 
 
+def test_a_second_call_makes_the_same_bytes(base_model: Path, chat_folder: Path, tmp_path: Path) -> None:
+    """Also in the rows that no token has, whatever was drawn from torch's own generator before."""
+    chat_model.run(base_model, tmp_path / "again")
+    names = sorted(path.name for path in chat_folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert all((chat_folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
 def test_the_base_models_logits_stay(base_model: Path, chat_folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -231,6 +231,15 @@ def test_a_line_half_written_is_made_again(serve: Any, tmp_path: Path) -> None:
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines()) and len(server.requests) == 8 + 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT does what it does at a terminal; a shell that starts tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_says_what_stays(serve: Any, tmp_path: Path, capsys: Any) -> None:
     def answer(body: dict[str, Any]) -> Answer:
         if len(server.requests) == 3:

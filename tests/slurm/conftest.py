@@ -1,30 +1,13 @@
 """A real Slurm of three virtual nodes for the session (lab.sh), where it is installed."""
 
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 from preflight_parts import CheckedNode
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
 from tiny_runs import tiny_overrides
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` ports in a row that nobody listens on."""
-    for first in range(30000 + os.getpid() % 500 * count, 32700, count):
-        with_socket = [socket.socket() for _ in range(count)]
-        try:
-            for offset, one in enumerate(with_socket):
-                one.bind(("127.0.0.1", first + offset))
-            return first
-        except OSError:
-            continue
-        finally:
-            for one in with_socket:
-                one.close()
-    raise RuntimeError("no free ports")
 
 
 @pytest.fixture(scope="session")

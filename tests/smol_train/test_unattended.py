@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 from ranks import Ranks
 from tiny_runs import QUICKSTART, REPOSITORY
 
@@ -37,9 +37,7 @@ MOST_STARTS = 8
 
 def start(script: list[str], settings: list[str]) -> list[int]:
     """One start of the job on two ranks; their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
