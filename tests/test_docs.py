@@ -49,6 +49,11 @@ def test_links_and_folders_in_the_documents_exist() -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_every_recorded_result_says_by_which_command_it_was_made() -> None:
+    results = tracked("docs/results/*.md")
+    assert results and not [path.name for path in results if "python -m " not in path.read_text()]
+
+
 @pytest.mark.parametrize("path", tracked("*.py"), ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_file_says_what_it_is_for(path: Path) -> None:
     source = path.read_text()
