@@ -3,11 +3,14 @@
 import argparse
 import importlib.metadata
 import platform
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from smol_config import UserError
 from smol_console import exit_code
 
 
@@ -32,6 +35,16 @@ def run_benchmark(parse: Parse, run: Run, arguments: Sequence[str] | None) -> in
     options = parse(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     return exit_code(lambda: run(options, list(words)))
+
+
+def module_output(*module_and_arguments: object, environment: Mapping[str, str] | None = None) -> str:
+    """Run a module as a command in a process of its own; returns its standard output. Raises UserError with what it said where
+    it failed. `environment`: None for this process's."""
+    command = [sys.executable, "-m", *map(str, module_and_arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{shlex.join(command)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def write_table(output: Path, text: str) -> None:

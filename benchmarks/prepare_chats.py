@@ -12,14 +12,13 @@ import argparse
 import json
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
+from benchmarks.common import cpu_model, module_output, parser_for, positive, run_benchmark, spread, versions, write_table
 from smol_config import UserError
 
 PACKAGES = ("trl", "datasets", "transformers", "tokenizers", "pyarrow", "torch")
@@ -63,10 +62,10 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 def _make_inputs(folder: Path, rows: int, size: int) -> None:
     """A chat model with a tokenizer of 32,000 ids, and conversations cut from Python's own documentation and code."""
-    _command("data_tools", "corpus", folder / "text")
+    module_output("data_tools", "corpus", folder / "text")
     sources = [folder / "text" / kind for kind in ("code", "docs")]
-    _command("data_tools", "train-tokenizer", *sources, folder / "tokenizer", "--vocab-size", 32_000)
-    _command("benchmarks.prepare_chats_side", "model", folder)
+    module_output("data_tools", "train-tokenizer", *sources, folder / "tokenizer", "--vocab-size", 32_000)
+    module_output("benchmarks.prepare_chats_side", "model", folder)
     files = [path for source in sources for path in sorted(source.glob("*.jsonl"))]
     texts = [json.loads(line)["text"] for path in files for line in path.read_text(encoding="utf8").splitlines()]
     texts = [text for text in texts if len(text) > size]
@@ -83,17 +82,8 @@ def _make_inputs(folder: Path, rows: int, size: int) -> None:
 
 
 def _measure(side: str, folder: Path) -> dict[str, float]:
-    measured: dict[str, float] = json.loads(_command("benchmarks.prepare_chats_side", side, folder).splitlines()[-1])
+    measured: dict[str, float] = json.loads(module_output("benchmarks.prepare_chats_side", side, folder).splitlines()[-1])
     return measured
-
-
-def _command(*module_and_arguments: object) -> str:
-    """Run a module as a command; returns its standard output."""
-    command = [sys.executable, "-m", *map(str, module_and_arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)} failed:\n{done.stderr}")
-    return done.stdout
 
 
 def _render(options: argparse.Namespace, arguments: Sequence[str], results: dict[str, list[dict[str, float]]]) -> str:

@@ -11,15 +11,13 @@ import argparse
 import json
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
-from smol_config import UserError
+from benchmarks.common import cpu_model, module_output, parser_for, positive, run_benchmark, spread, versions, write_table
 
 PACKAGES = ("trl", "transformers", "torch")
 SIDES = {
@@ -52,7 +50,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
         _make_inputs(folder, rows=SAMPLES * (options.steps + 3) * 2)
         for number in range(1, options.repeats + 1):
             for side in SIDES:
-                line = _command("benchmarks.sft_side", side, folder, options.steps).splitlines()[-1]
+                line = module_output("benchmarks.sft_side", side, folder, options.steps).splitlines()[-1]
                 results[side].append(json.loads(line))
                 print(f"{number}/{options.repeats} {side}: {results[side][-1]}", file=sys.stderr, flush=True)
     write_table(options.output, _render(options, arguments, results))
@@ -60,9 +58,9 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 def _make_inputs(folder: Path, rows: int) -> None:
     """A chat model, and conversations cut from Python's own documentation: lengths are lognormal, their median 200 tokens."""
-    _command("data_tools", "corpus", folder / "text")
-    _command("data_tools", "train-tokenizer", folder / "text" / "docs", folder / "tokenizer", "--vocab-size", 8192)
-    _command("benchmarks.sft_side", "model", folder)
+    module_output("data_tools", "corpus", folder / "text")
+    module_output("data_tools", "train-tokenizer", folder / "text" / "docs", folder / "tokenizer", "--vocab-size", 8192)
+    module_output("benchmarks.sft_side", "model", folder)
     files = sorted((folder / "text" / "docs").glob("*.jsonl"))
     text = "\n".join(json.loads(line)["text"] for path in files for line in path.read_text(encoding="utf8").splitlines())
     draw = random.Random(0)
@@ -73,15 +71,6 @@ def _make_inputs(folder: Path, rows: int) -> None:
             asked, told = (text[begin:end].strip() or "-" for begin, end in pairwise([at, at + size // 4, at + size]))
             turns = [{"role": "user", "content": f"{number}: {asked}"}, {"role": "assistant", "content": told}]
             file.write(json.dumps({"messages": turns}) + "\n")
-
-
-def _command(*module_and_arguments: object) -> str:
-    """Run a module as a command; returns its standard output."""
-    command = [sys.executable, "-m", *map(str, module_and_arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)} failed:\n{done.stderr}")
-    return done.stdout
 
 
 def _render(options: argparse.Namespace, arguments: Sequence[str], results: dict[str, list[dict[str, float]]]) -> str:

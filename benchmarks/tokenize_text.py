@@ -14,7 +14,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.common import cpu_model, parser_for, positive, run_benchmark, spread, versions, write_table
+from benchmarks.common import cpu_model, module_output, parser_for, positive, run_benchmark, spread, versions, write_table
 from smol_config import UserError
 
 PACKAGES = ("tokenizers", "datatrove", "transformers", "megatron-core", "torch", "numpy")
@@ -135,14 +134,10 @@ def _measure(side: str, text: Path, output: Path, tokenizer: Path, workers: int)
 
 
 def _command(*module_and_arguments: object) -> str:
-    """Run a module as a command; returns its standard output."""
+    """A module's output, offline, from wherever this one was called."""
     paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", *map(str, module_and_arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{shlex.join(command)} failed:\n{done.stderr}")
-    return done.stdout
+    return module_output(*module_and_arguments, environment=environment)
 
 
 def _render(
