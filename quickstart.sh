@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The whole way once, on real text: set up, make a corpus, train a tokenizer and a small model, convert it, prove the
 # conversion, generate. Everything lands in runs/quickstart/. A second call goes on where the first stopped, or says that it is
-# done; --fresh starts over.
+# done; --fresh starts over. With --watch each checkpoint is exported and scored by the suite while the model trains.
 #
-#   bash quickstart.sh [--fresh]
+#   bash quickstart.sh [--fresh] [--watch SUITE]        such as evaluation/suites/offline.yaml
 set -euo pipefail
 cd "$(dirname "$0")"
 source setup.sh
@@ -11,12 +11,18 @@ source setup.sh
 readonly ROOT=runs/quickstart
 readonly CONFIG=configs/quickstart.yaml
 PROCESSES=2
+SUITE=
+OVERRIDES=()
 
-case "${1:-}" in
-  "") ;;
-  --fresh) rm -rf "$ROOT" ;;
-  *) die "unknown argument $1; usage: bash quickstart.sh [--fresh]" ;;
-esac
+while (($#)); do
+  case "$1" in
+    --fresh) rm -rf "$ROOT" ;;
+    --watch) SUITE=${2:?--watch needs a suite, such as evaluation/suites/offline.yaml} && shift ;;
+    *) die "unknown argument $1; usage: bash quickstart.sh [--fresh] [--watch SUITE]" ;;
+  esac
+  shift
+done
+[[ -z $SUITE || -f $SUITE ]] || die "--watch $SUITE is not there; such as evaluation/suites/offline.yaml"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -37,10 +43,25 @@ for name in code docs held_out/code held_out/docs; do
 done
 
 step "4/6 pre-training under torchrun with $PROCESSES processes"
+if [[ $SUITE ]]; then # both give way to the training, and end after it; they may come late, so no checkpoint is removed
+  OVERRIDES=(checkpoint.keep_last=99)
+  trap 'jobs -pr | xargs -r kill' EXIT
+  .venv/bin/python -m conversion export --watch "$ROOT/run" --every 5 &
+  exporter=$!
+  .venv/bin/python -m evaluation watch "$ROOT/run" --suite "$SUITE" --every 5 --threads 1 &
+  watcher=$!
+fi
 # One thread a process: two processes share two cores.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(($(nproc) / PROCESSES > 0 ? $(nproc) / PROCESSES : 1))} \
-  .venv/bin/torchrun --standalone --nproc-per-node "$PROCESSES" pretrain_smol.py --config "$CONFIG"
+  .venv/bin/torchrun --standalone --nproc-per-node "$PROCESSES" pretrain_smol.py --config "$CONFIG" "${OVERRIDES[@]}"
 .venv/bin/python -m smol_train.plot "$ROOT/run" --output "$ROOT/loss.png"
+if [[ $SUITE ]]; then
+  wait "$exporter"
+  wait "$watcher"
+  name=$(basename "$SUITE" .yaml)
+  [[ -d $ROOT/properties_$name ]] ||
+    .venv/bin/python -m evaluation properties quickstart="$ROOT/run/evaluations/$name" --output "$ROOT/properties_$name"
+fi
 
 step "5/6 conversion to Hugging Face format, verified"
 [[ -f $ROOT/hf/parity.json ]] || .venv/bin/python -m conversion to-hf "$ROOT/run" "$ROOT/hf"

@@ -32,14 +32,16 @@ def run(copy: Path, script: str, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=1500, check=False)
 
 
-def quickstart(copy: Path) -> str:
-    result = run(copy, "quickstart.sh")
+def quickstart(copy: Path, *arguments: str) -> str:
+    result = run(copy, "quickstart.sh", *arguments)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
 
-def test_the_quickstart_learns_converts_and_can_be_called_again(copy: Path) -> None:
-    output = quickstart(copy)
+def test_the_quickstart_learns_converts_is_scored_by_step_and_can_be_called_again(copy: Path) -> None:
+    """The suite in small: what held-out prose costs."""
+    (copy / "prose.yaml").write_text("folders: [evaluation/offline]\ntasks: [{name: text_docs}]\n")
+    output = quickstart(copy, "--watch", "prose.yaml")
     root = copy / "runs" / "quickstart"
     lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
     untrained = math.log(4096)
@@ -50,8 +52,13 @@ def test_the_quickstart_learns_converts_and_can_be_called_again(copy: Path) -> N
     assert (root / "loss.png").stat().st_size > 10_000
     assert json.loads((root / "hf" / "parity.json").read_text())["passed"] is True
     assert "class Parser:" in output[output.index("sample") :]
+    scored = sorted((root / "run/evaluations/prose").glob("step_*"), key=lambda folder: int(folder.name.split("_")[1]))
+    assert [folder.name for folder in scored] == [f"step_{step}" for step in range(100, 800, 100)]
+    costs = [json.loads((folder / "results.json").read_text())["results"]["eval/text_docs/bits_per_byte"] for folder in scored]
+    assert costs[0] > costs[3] > costs[6]
+    assert re.search(r"^eval/text_docs/bits_per_byte( +-\d\.\d+ \.\. -\d\.\d+ better){2}$", output, re.MULTILINE)
 
-    again = quickstart(copy)
+    again = quickstart(copy, "--watch", "prose.yaml")
     assert "sample" in again
     assert (root / "run" / "metrics.jsonl").read_text().count("\n") == len(lines), "no step was trained twice"
 
@@ -78,3 +85,9 @@ def test_an_unknown_argument_is_refused(copy: Path, script: str) -> None:
     result = run(copy, script, "--fersh")
     assert result.returncode == 2
     assert "unknown argument --fersh" in result.stderr
+
+
+def test_a_suite_that_is_not_there_is_refused_before_anything_is_made(copy: Path) -> None:
+    result = run(copy, "quickstart.sh", "--watch", "prosa.yaml")
+    assert result.returncode == 2
+    assert "--watch prosa.yaml is not there" in result.stderr
