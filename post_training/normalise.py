@@ -107,6 +107,9 @@ class Normaliser:
         words = [system.replace("/no_think", "").replace("/think", "").strip() if flag(system) else system]
         words += [str(options.get("custom_instructions") or ""), "/think" if mode == "think" else "/no_think"]
         content = "\n".join(word for word in words if word)
+        for name in self._source.keep:
+            if record.get(name) is None:
+                raise BrokenRow("no kept value", f"{name}, which keep names, has no value")
         kept = {name: _as_text(record[name]) for name in self._source.keep}
         return Sample(mode, [{"role": "system", "content": content}, *turns], {}, kept=kept)
 
