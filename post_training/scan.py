@@ -235,8 +235,10 @@ class _Scan:
         """Prompt, chosen, rejected; answers end with the stop token, without what the template writes after it."""
         begin, end = chosen.spans[-1]
         other_end = rejected.spans[-1][1]
-        if self._fits(number, max(end, other_end)):
-            parts = [chosen.ids[:begin], chosen.ids[begin:end], rejected.ids[begin:other_end]]
+        parts = [chosen.ids[:begin], chosen.ids[begin:end], rejected.ids[begin:other_end]]
+        if parts[1] == parts[2]:
+            self._note("broken", "chosen equals rejected", number, "the template makes one text of chosen and rejected")
+        elif self._fits(number, max(end, other_end)):
             lengths = [len(part) for part in parts]
             content = np.array([*lengths, *(number for part in parts for number in part)], dtype=np.int32)
             yield _Ready(content.tobytes(), sum(lengths), sum(lengths[1:]))

@@ -58,8 +58,10 @@ def test_a_row_that_cannot_be_used_refuses_training_unless_it_may_be_left_out(
     assert with_one_less.manifest["train"]["samples"] == 10 and "1 of 11 rows" in warnings(with_one_less)
 
 
-def test_a_chosen_equal_to_its_rejected_is_refused(prepared: Prepare) -> None:
-    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": "b1"} for i in range(3)]
+@pytest.mark.parametrize("rejected", ["b1", "b1 \n"])
+def test_a_chosen_equal_to_its_rejected_is_refused(prepared: Prepare, rejected: str) -> None:
+    """As they stand in the row, or as the template, which trims them, writes them."""
+    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": rejected} for i in range(3)]
     with pytest.raises(Refused, match="chosen equals rejected: 1 of 3 rows; dataset set-0, row 1 of"):
         prepared(rows, kind="preference")
 
