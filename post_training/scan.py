@@ -149,6 +149,8 @@ class _Scan:
             except BrokenRow as fault:
                 self._note("broken", fault.kind, number, str(fault))
             else:
+                for doubt in normalise.nearly_read(record):
+                    self._note("noted", "column not read", number, doubt)
                 yield number, int(times[number]), sample
 
     def _refuse_control_tokens(self, sample: Sample) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import ASK, SYSTEM, TELL, answered, config, sums, write_rows
+from chats import ASK, SYSTEM, TELL, TOOL, answered, config, sums, write_rows
 
 from post_training.checks import Finding, template_findings
 from post_training.prepare import Prepared, Refused, prepare
@@ -139,8 +139,21 @@ def test_a_doubtful_sample_is_warned_of(
     assert f"warning: {sentence}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "wanted"),
+    [("chat_template_kwarg", {"enable_thinking": True}, "chat_template_kwargs"), ("tool", [TOOL], "tools")],
+)
+def test_a_column_whose_name_is_nearly_right_is_warned_of(prepared: Prepare, column: str, value: Any, wanted: str) -> None:
+    some = prepared([*sums(10), answered("Why?", "So.") | {column: value}])
+    sentence = f"{column!r} is not read, and there is no {wanted!r}; if it is that, write columns: {{{wanted}: {column}}}"
+    found = warnings(some)
+    assert "column not read: 1 of 11 rows; dataset set-0, row 10 of" in found and sentence in found
+
+
 def test_good_data_has_no_warnings(prepared: Prepare) -> None:
-    assert prepared(sums(20)).manifest["warnings"] == []
+    others = {"source": "here", "tool_calls": None, "tools": None, "chat_template": "plain"}
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert prepared([row | others | kwargs for row in sums(20)]).manifest["warnings"] == []
 
 
 def test_few_trained_tokens_are_warned_of(prepared: Prepare) -> None:
