@@ -214,11 +214,11 @@ HEADER = "{{- '<|im_start|>assistant\\n' -}}\n    {%- if not think and"
 TEMPLATE_FAULTS = {
     "no markers": (
         [("{%- generation -%}", ""), ("{%- endgeneration -%}", "")],
-        r"it has no {% generation %} markers, so that no token would be trained",
+        "it has no {% generation %} markers, so that no token would be trained",
     ),
     "stop token outside": (
         [(END, "{%- endgeneration -%}\n    {{- '<|im_end|>' -}}")],
-        r"the stop token <\|im_end\|> stands outside the markers",
+        "the stop token <|im_end|> stands outside the markers",
     ),
     "stop token twice": ([(END, "{{- '<|im_end|><|im_end|>' -}}\n    {%- endgeneration -%}")], "stands twice in a row"),
     "header in the mask": (
@@ -253,8 +253,7 @@ TEMPLATE_FAULTS = {
 def test_a_template_with_a_fault_is_refused(chat_folder: Path, name: str) -> None:
     changes, sentence = TEMPLATE_FAULTS[name]
     found = faults(chat_folder, spoiled(*changes))
-    assert any(sentence.replace("\\", "") in finding.text for finding in found), found
-    assert all(finding.severity == "refuse" and finding.text.startswith("data.template=hybrid: ") for finding in found)
+    assert any(sentence in finding.text for finding in found), found
 
 
 def test_an_answer_that_melts_into_its_header_is_found_with_the_tokenizer_that_does_so(
@@ -271,6 +270,25 @@ def test_markers_are_not_asked_for_where_nothing_is_masked(chat_folder: Path) ->
     assert faults(chat_folder, template, loss_on="all") == []
     assert faults(chat_folder, template, sources=[{"name": "a", "path": "x", "kind": "prompts"}]) == []
     assert faults(chat_folder, template, sources=[{"name": "a", "path": "x", "kind": "preference"}]) != []
+
+
+@pytest.mark.parametrize("template", ["hybrid", "chatml"])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"loss_on": "all"}, {"sources": [{"name": "a", "path": "x", "kind": "prompts"}]}],
+    ids=["masked", "all", "prompts"],
+)
+def test_a_tokenizer_that_stops_at_another_token_than_the_template_is_refused(
+    chat_folder: Path, template: str, data: dict[str, Any]
+) -> None:
+    """Masked or not: what is trained on, or sampled, would never end."""
+    tokenizer = load_tokenizer(str(chat_folder), template)
+    tokenizer.eos_token = "<|end_of_text|>"
+    found = faults(chat_folder, read_template(template), tokenizer, **data)
+    assert [finding.text.partition("; ")[0] for finding in found] == [
+        "data.template=hybrid: a chat ends with 'The ebb.<|im_end|>' and not with the tokenizer's stop token <|end_of_text|>, "
+        "so that the model would not stop"
+    ]
 
 
 def test_think_as_a_special_token_or_as_none_is_refused(chat_folder: Path, base_model: Path) -> None:
