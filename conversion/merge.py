@@ -22,7 +22,7 @@ from conversion import ConversionError, merge_mergekit, tokenizer_files
 from conversion.from_hf import read_config
 from conversion.merge_recipe import Input, MergekitRecipe, Recipe, inputs
 from conversion.model_card import Merged, merge_card
-from conversion.safetensors_files import SafetensorsReader, SafetensorsWriter
+from conversion.safetensors_files import SafetensorsReader, SafetensorsWriter, check_tied_head
 from conversion.training_record import hub_name
 from conversion.weights import is_finite
 from smol_console import shown
@@ -51,6 +51,7 @@ def run(out_dir: Path, recipe: Recipe | MergekitRecipe) -> None:
     weights = [SafetensorsReader(model.folder) for model in models]
     _check_weights(models, weights)
     _check_configs(models)
+    _check_heads(models, weights)
     _check_vocabularies(models)
     if partial.exists():
         print(f"removing {partial}, left by a merge that did not finish")
@@ -119,6 +120,13 @@ def _check_configs(models: Sequence[Input]) -> None:
                 )
             if key.endswith("_token_id"):
                 print(f"note: {key} is {ours} in {first} and {theirs} in {folder}; {ours} is kept")
+
+
+def _check_heads(models: Sequence[Input], weights: Sequence[SafetensorsReader]) -> None:
+    """A tied head that lies there once more is the embedding: transformers drops it, another engine might compute with it."""
+    if read_config(models[0].folder).get("tie_word_embeddings", True):  # transformers before 5 left out what was true
+        for (folder, _), reader in zip(models, weights, strict=True):
+            check_tied_head(reader, str(folder))
 
 
 def _check_vocabularies(models: Sequence[Input]) -> None:

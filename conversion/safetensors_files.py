@@ -32,6 +32,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """What --dtype means."""
 _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, shard_bytes: int) -> dict[str, list[str]]:
@@ -173,12 +174,19 @@ def check_folder(weights: SafetensorsReader, model: ModelConfig, where: str) -> 
 
     A tied head may lie there once more, as in some published folders, if it is the embedding bit for bit.
     """
-    found, embedding, head = dict(weights.shapes), "model.embed_tokens.weight", "lm_head.weight"
-    if model.tie_embeddings and embedding in found and head in found:
-        if not torch.equal(weights.read(head), weights.read(embedding)):
-            raise ConversionError(
-                f"{where}: {head} differs from {embedding}, but its configuration ties them (tie_word_embeddings=true); "
-                "correct config.json if the model has a head of its own"
-            )
-        del found[head]
+    found = dict(weights.shapes)
+    if model.tie_embeddings and _EMBEDDING in found:
+        check_tied_head(weights, where)
+        found.pop(_HEAD, None)
     check_tensors(found, huggingface_shapes(model), where)
+
+
+def check_tied_head(weights: SafetensorsReader, where: str) -> None:
+    """Raise ConversionError when the head of folder `where`, whose configuration ties it, is there and is not the embedding."""
+    if not {_EMBEDDING, _HEAD} <= weights.shapes.keys():
+        return
+    if not torch.equal(weights.read(_HEAD), weights.read(_EMBEDDING)):
+        raise ConversionError(
+            f"{where}: {_HEAD} differs from {_EMBEDDING}, but its configuration ties them (tie_word_embeddings=true); "
+            "correct config.json if the model has a head of its own"
+        )

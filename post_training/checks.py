@@ -74,14 +74,20 @@ def _template_faults(tokenizer: Any, data: Data) -> Iterator[str]:
             "let add_generation_prompt write what stands before the answer"
         )
     end = tokenizer.eos_token_id
-    if masked:
-        if any(chat.ids[stop - 1] != end for chat in encoded for _, stop in chat.spans):
-            yield (
-                f"the stop token {tokenizer.eos_token} stands outside the markers, so that the model would not learn to stop; "
-                "put it before {% endgeneration %}"
-            )
-        if any(chat.spans[-1][0] != len(prompt.ids) for chat, prompt in zip(encoded, asked, strict=True) if chat.spans):
-            yield "the trained part does not begin where the generation prompt ends; put {% generation %} there"
+    texts = [chat.text.rstrip() for chat in chats]
+    if others := [text for text in texts if not text.endswith(str(tokenizer.eos_token))]:
+        last = others[0].splitlines()[-1][-40:]
+        yield (
+            f"a chat ends with {last!r} and not with the tokenizer's stop token {tokenizer.eos_token}, so that the model would "
+            "not stop; end turns with it, or make the model's folder with `python -m post_training chat-model`"
+        )
+    elif masked and any(chat.ids[stop - 1] != end for chat in encoded for _, stop in chat.spans):
+        yield (
+            f"the stop token {tokenizer.eos_token} stands outside the markers, so that the model would not learn to stop; "
+            "put it before {% endgeneration %}"
+        )
+    if masked and any(chat.spans[-1][0] != len(prompt.ids) for chat, prompt in zip(encoded, asked, strict=True) if chat.spans):
+        yield "the trained part does not begin where the generation prompt ends; put {% generation %} there"
     if any(one == other == end for chat in encoded for one, other in zip(chat.ids, chat.ids[1:], strict=False)):
         yield f"the stop token {tokenizer.eos_token} stands twice in a row; write it once"
     if THINK in "".join(chat.text for chat in chats):

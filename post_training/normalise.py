@@ -7,6 +7,8 @@ Messages may be TRL's (role, content) or ShareGPT's (from, value); reasoning may
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Literal, NoReturn
 
 from post_training.config import ROLES_OF_COLUMNS, Source
@@ -20,6 +22,10 @@ TEMPLATE_OPTIONS = ("enable_thinking", "custom_instructions", "xml_tools", "pyth
 """What a row's chat_template_kwargs may hold; smoltalk2's do."""
 _SHARE_GPT = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 _REQUIRED = {"text": ("text",), "chat": ("messages",), "preference": ("chosen", "rejected"), "prompts": ("prompt",)}
+_OPTIONAL = ("tools", "chat_template_kwargs")
+"""Without these a row is whole, and means something else."""
+_NEAR = 0.7
+"""How alike such a column's name and an unread one's are to be warned of: tool and tools, but not tool_calls."""
 
 
 class BrokenRow(Exception):
@@ -107,6 +113,9 @@ class Normaliser:
         words = [system.replace("/no_think", "").replace("/think", "").strip() if flag(system) else system]
         words += [str(options.get("custom_instructions") or ""), "/think" if mode == "think" else "/no_think"]
         content = "\n".join(word for word in words if word)
+        for name in self._source.keep:
+            if record.get(name) is None:
+                raise BrokenRow("no kept value", f"{name}, which keep names, has no value")
         kept = {name: _as_text(record[name]) for name in self._source.keep}
         return Sample(mode, [{"role": "system", "content": content}, *turns], {}, kept=kept)
 
@@ -123,6 +132,11 @@ class Normaliser:
                     f"dataset {self._source.name} has no column {name!r}; {nearest(name, record)}; say in columns: what it is "
                     f"called there"
                 )
+
+    def nearly_read(self, record: Mapping[str, Any]) -> list[str]:
+        """Of a row's columns, those whose name is nearly that of one that rows may lack: without a word it would be lost."""
+        names = tuple((name, self._column[name]) for name in _OPTIONAL if name in self._column)
+        return _nearly_read(tuple(record), names, (*self._column.values(), *self._source.keep))
 
     def _value(self, record: Mapping[str, Any], name: str) -> Any:
         return record.get(self._column[name])
@@ -199,6 +213,17 @@ def check_roles(messages: list[Message]) -> None:
         before = role
     if not messages or before == "system":
         raise BrokenRow("no turns", "there is no turn of a user")
+
+
+@lru_cache  # rows have the same columns, or few different ones
+def _nearly_read(given: tuple[str, ...], names: tuple[tuple[str, str], ...], read: tuple[str, ...]) -> list[str]:
+    """`names`: what columns are called here, and there."""
+    unread, found = [column for column in given if column not in read], []
+    for name, column in names:
+        if column not in given and (near := get_close_matches(column, unread, n=1, cutoff=_NEAR)):
+            remedy = f"if it is that, write columns: {{{name}: {near[0]}}}"
+            found.append(f"{near[0]!r} is not read, and there is no {column!r}; {remedy}")
+    return found
 
 
 def _message(item: Any) -> Message:

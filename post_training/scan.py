@@ -149,6 +149,8 @@ class _Scan:
             except BrokenRow as fault:
                 self._note("broken", fault.kind, number, str(fault))
             else:
+                for doubt in normalise.nearly_read(record):
+                    self._note("noted", "column not read", number, doubt)
                 yield number, int(times[number]), sample
 
     def _refuse_control_tokens(self, sample: Sample) -> None:
@@ -235,8 +237,10 @@ class _Scan:
         """Prompt, chosen, rejected; answers end with the stop token, without what the template writes after it."""
         begin, end = chosen.spans[-1]
         other_end = rejected.spans[-1][1]
-        if self._fits(number, max(end, other_end)):
-            parts = [chosen.ids[:begin], chosen.ids[begin:end], rejected.ids[begin:other_end]]
+        parts = [chosen.ids[:begin], chosen.ids[begin:end], rejected.ids[begin:other_end]]
+        if parts[1] == parts[2]:
+            self._note("broken", "chosen equals rejected", number, "the template makes one text of chosen and rejected")
+        elif self._fits(number, max(end, other_end)):
             lengths = [len(part) for part in parts]
             content = np.array([*lengths, *(number for part in parts for number in part)], dtype=np.int32)
             yield _Ready(content.tobytes(), sum(lengths), sum(lengths[1:]))

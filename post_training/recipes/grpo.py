@@ -153,20 +153,24 @@ class RewardWatch(TrainerCallback):
         logs: dict[str, Any] = given["logs"]
         if not state.is_world_process_zero or "frac_reward_zero_std" not in logs:
             return
-        teaches = "within every group, so that it teaches nothing"
-        faults = {f"reward {name} is the same {teaches}": f"rewards/{name}/equal_groups" for name in self._names}
-        if len(self._names) > 1:
-            faults |= {f"the sum of {' and '.join(self._names)} is the same {teaches}": "frac_reward_zero_std"}
-        cut = "every answer was cut at grpo.max_answer"
-        faults |= {f"{cut}={self.config.grpo.max_answer}, none came to its end": "completions/clipped_ratio"}
-        for fault, scalar in faults.items():
-            self._streaks[fault] = self._streaks.get(fault, 0) + 1 if logs.get(scalar) == 1 else 0
+        for fault, (scalar, value) in self._faults().items():
+            self._streaks[fault] = self._streaks.get(fault, 0) + 1 if logs.get(scalar) == value else 0
             self._warn(fault, state.global_step)
         self._keep_answers(state.global_step)
 
-    @property
-    def _names(self) -> list[str]:
-        return list(self.config.rewards.weights)
+    def _faults(self) -> dict[str, tuple[str, float]]:
+        """What is warned of, and the scalar that has this value then."""
+        names, teaches = list(self.config.rewards.weights), "so that it teaches nothing"
+        faults: dict[str, tuple[str, float]] = {}
+        for name in names:
+            faults[f"reward {name} is the same within every group, {teaches}"] = (f"rewards/{name}/equal_groups", 1)
+            # No group is equal then, and where no reward applies at all, TRL's share of equal groups is NaN.
+            faults[f"reward {name} applies to no answer, {teaches}"] = (f"rewards/{name}/judged", 0)
+        if len(names) > 1:
+            faults[f"the sum of {' and '.join(names)} is the same within every group, {teaches}"] = ("frac_reward_zero_std", 1)
+        cut = f"every answer was cut at grpo.max_answer={self.config.grpo.max_answer}"
+        faults[f"{cut}, none came to its end"] = ("completions/clipped_ratio", 1)
+        return faults
 
     def _warn(self, fault: str, step: int) -> None:
         """The first time, and then whenever it has gone on for long."""

@@ -140,6 +140,11 @@ def set_norm(folder: Path, value: float, dtype: torch.dtype = torch.bfloat16) ->
     rewrite(folder, change)
 
 
+def store_head(folder: Path, change: float) -> None:
+    """The embedding plus `change`, as the head of a model that ties them."""
+    rewrite(folder, lambda content: content | {"lm_head.weight": content["model.embed_tokens.weight"] + change})
+
+
 def without_tokenizer(folder: Path) -> None:
     for path in [*folder.glob("*token*"), *folder.glob("*chat*")]:
         path.unlink()
@@ -181,6 +186,10 @@ MISFITS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "another dtype": (
         lambda a, c: set_norm(c, 1, torch.float32),
         "{a} is stored in bfloat16 and {c} in float32; save one of them again",
+    ),
+    "a tied head of its own": (
+        lambda a, c: [store_head(folder, change) for folder, change in ((a, 0), (c, 1))],
+        "{c}: lm_head.weight differs from model.embed_tokens.weight, but its configuration ties them",
     ),
     "another configuration": (
         lambda a, c: change_config(c, rms_norm_eps=0.5),

@@ -219,7 +219,7 @@ def merged(command: Command, folder: Path, **content: Any) -> dict[str, Tensor]:
     ran = command("merge", folder / "out", "--config", recipe(folder, **content))
     assert ran.code == 0, ran.err
     version = json.loads((folder / "out" / "merge.json").read_text())["versions"]["mergekit"]
-    assert version is None or version[0].isdecimal()
+    assert version and version[0].isdecimal()
     transformers.AutoModelForCausalLM.from_pretrained(folder / "out")
     return tensors(folder / "out")
 

@@ -55,7 +55,7 @@ def test_settings_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["data.sources.0.path=/nowhere"], "dataset sums"),
+        (["data.sources.0.path=/nowhere"], "dataset sums: path=/nowhere is not there, and no namespace/name of the Hub either"),
         (["train.global_batch_size=500"], "the data has 1. rows and train.global_batch_size=500, so that an epoch has no step"),
         (["train.attention=flash_attention_2"], "the trainer refuses it (FlashAttention2 has been toggled on"),
         (["lora.targets=[nothing]"], "the trainer refuses it (Target modules {'nothing'} not found"),

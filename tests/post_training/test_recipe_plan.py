@@ -71,7 +71,7 @@ def test_steps_are_the_trainers_own(recipe: str, chat_folder: Path, tmp_path: Pa
 FAULTS = {
     "no model": (["model=/nowhere"], r"^model=/nowhere is not a folder"),
     "template": (["data.template=hybrd"], r"data.template=hybrd is neither a file nor a template here; did you mean 'hybrid'"),
-    "source": (["data.sources.0.path=/nowhere"], r"dataset sums"),
+    "source": (["data.sources.0.path=/nowhere"], r"dataset sums: path=/nowhere is not there, and no namespace/name"),
     "held out": (["data.held_out=[{name: far, path: ./far}]"], r"dataset far: path=./far is not there, and no namespace/name"),
     "layout": (["train.accelerate=fsdp"], r"train.accelerate=fsdp is neither a file nor one of configs/accelerate"),
 }

@@ -269,11 +269,15 @@ def test_a_prompt_carries_its_mode_and_instructions_in_the_system_message() -> N
 @pytest.mark.parametrize(
     ("record", "text"),
     [
-        ({"prompt": [ASK, TELL]}, "the prompt ends with an assistant turn"),
-        ({"prompt": "a", "chat_template_kwargs": {"xml_tools": [TOOL]}}, "cannot have tools"),
-        ({"prompt": ""}, "no turn of a user"),
+        ({"prompt": [ASK, TELL], "answer": "4"}, "the prompt ends with an assistant turn"),
+        ({"prompt": "a", "answer": "4", "chat_template_kwargs": {"xml_tools": [TOOL]}}, "cannot have tools"),
+        ({"prompt": "", "answer": "4"}, "no turn of a user"),
+        ({"prompt": "a", "answer": None}, "answer, which keep names, has no value"),
+        ({"prompt": "a"}, "answer, which keep names, has no value"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_says_why(record: dict[str, Any], text: str) -> None:
+    normalise = Normaliser(source(kind="prompts", keep=["answer"]))
+    assert normalise({"prompt": "a", "answer": 0}).kept == {"answer": "0"}  # the first row has every column
     with pytest.raises(BrokenRow, match=text):
-        sample(record, kind="prompts")
+        normalise(record)

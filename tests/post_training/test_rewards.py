@@ -142,13 +142,14 @@ def test_rewards_that_stay_the_same_are_told_the_first_time_and_when_they_go_on(
         "reward format is the same" in line for line in told
     )
     assert "for 20 logged steps now; give easier or harder prompts, more grpo.answers" in told[-1]
-    watch.on_log(
-        None,
-        SimpleNamespace(is_world_process_zero=True, global_step=21),
-        None,
-        logs=logs(21) | {"completions/clipped_ratio": 1},
-    )
-    assert "every answer was cut at grpo.max_answer=4, none came to its end" in capsys.readouterr().err
+    judged_none = {"rewards/accuracy/judged": 0.0, "rewards/accuracy/mean": math.nan}
+    for scalars, sentence in (
+        ({"completions/clipped_ratio": 1}, "every answer was cut at grpo.max_answer=4, none came to its end"),
+        (judged_none, "step 21: reward accuracy applies to no answer, so that it teaches nothing"),
+    ):
+        state = SimpleNamespace(is_world_process_zero=True, global_step=21)
+        watch.on_log(None, state, None, logs=logs(21) | scalars)
+        assert sentence in capsys.readouterr().err
 
 
 # --- what is refused before training -----------------------------------------------------------------------------------------

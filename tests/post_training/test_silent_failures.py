@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import ASK, SYSTEM, TELL, answered, config, sums, write_rows
+from chats import ASK, SYSTEM, TELL, TOOL, answered, config, sums, write_rows
 
 from post_training.checks import Finding, template_findings
 from post_training.prepare import Prepared, Refused, prepare
@@ -58,8 +58,10 @@ def test_a_row_that_cannot_be_used_refuses_training_unless_it_may_be_left_out(
     assert with_one_less.manifest["train"]["samples"] == 10 and "1 of 11 rows" in warnings(with_one_less)
 
 
-def test_a_chosen_equal_to_its_rejected_is_refused(prepared: Prepare) -> None:
-    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": "b1"} for i in range(3)]
+@pytest.mark.parametrize("rejected", ["b1", "b1 \n"])
+def test_a_chosen_equal_to_its_rejected_is_refused(prepared: Prepare, rejected: str) -> None:
+    """As they stand in the row, or as the template, which trims them, writes them."""
+    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": rejected} for i in range(3)]
     with pytest.raises(Refused, match="chosen equals rejected: 1 of 3 rows; dataset set-0, row 1 of"):
         prepared(rows, kind="preference")
 
@@ -137,8 +139,21 @@ def test_a_doubtful_sample_is_warned_of(
     assert f"warning: {sentence}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "wanted"),
+    [("chat_template_kwarg", {"enable_thinking": True}, "chat_template_kwargs"), ("tool", [TOOL], "tools")],
+)
+def test_a_column_whose_name_is_nearly_right_is_warned_of(prepared: Prepare, column: str, value: Any, wanted: str) -> None:
+    some = prepared([*sums(10), answered("Why?", "So.") | {column: value}])
+    sentence = f"{column!r} is not read, and there is no {wanted!r}; if it is that, write columns: {{{wanted}: {column}}}"
+    found = warnings(some)
+    assert "column not read: 1 of 11 rows; dataset set-0, row 10 of" in found and sentence in found
+
+
 def test_good_data_has_no_warnings(prepared: Prepare) -> None:
-    assert prepared(sums(20)).manifest["warnings"] == []
+    others = {"source": "here", "tool_calls": None, "tools": None, "chat_template": "plain"}
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert prepared([row | others | kwargs for row in sums(20)]).manifest["warnings"] == []
 
 
 def test_few_trained_tokens_are_warned_of(prepared: Prepare) -> None:
@@ -199,11 +214,11 @@ HEADER = "{{- '<|im_start|>assistant\\n' -}}\n    {%- if not think and"
 TEMPLATE_FAULTS = {
     "no markers": (
         [("{%- generation -%}", ""), ("{%- endgeneration -%}", "")],
-        r"it has no {% generation %} markers, so that no token would be trained",
+        "it has no {% generation %} markers, so that no token would be trained",
     ),
     "stop token outside": (
         [(END, "{%- endgeneration -%}\n    {{- '<|im_end|>' -}}")],
-        r"the stop token <\|im_end\|> stands outside the markers",
+        "the stop token <|im_end|> stands outside the markers",
     ),
     "stop token twice": ([(END, "{{- '<|im_end|><|im_end|>' -}}\n    {%- endgeneration -%}")], "stands twice in a row"),
     "header in the mask": (
@@ -238,8 +253,7 @@ TEMPLATE_FAULTS = {
 def test_a_template_with_a_fault_is_refused(chat_folder: Path, name: str) -> None:
     changes, sentence = TEMPLATE_FAULTS[name]
     found = faults(chat_folder, spoiled(*changes))
-    assert any(sentence.replace("\\", "") in finding.text for finding in found), found
-    assert all(finding.severity == "refuse" and finding.text.startswith("data.template=hybrid: ") for finding in found)
+    assert any(sentence in finding.text for finding in found), found
 
 
 def test_an_answer_that_melts_into_its_header_is_found_with_the_tokenizer_that_does_so(
@@ -256,6 +270,25 @@ def test_markers_are_not_asked_for_where_nothing_is_masked(chat_folder: Path) ->
     assert faults(chat_folder, template, loss_on="all") == []
     assert faults(chat_folder, template, sources=[{"name": "a", "path": "x", "kind": "prompts"}]) == []
     assert faults(chat_folder, template, sources=[{"name": "a", "path": "x", "kind": "preference"}]) != []
+
+
+@pytest.mark.parametrize("template", ["hybrid", "chatml"])
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"loss_on": "all"}, {"sources": [{"name": "a", "path": "x", "kind": "prompts"}]}],
+    ids=["masked", "all", "prompts"],
+)
+def test_a_tokenizer_that_stops_at_another_token_than_the_template_is_refused(
+    chat_folder: Path, template: str, data: dict[str, Any]
+) -> None:
+    """Masked or not: what is trained on, or sampled, would never end."""
+    tokenizer = load_tokenizer(str(chat_folder), template)
+    tokenizer.eos_token = "<|end_of_text|>"
+    found = faults(chat_folder, read_template(template), tokenizer, **data)
+    assert [finding.text.partition("; ")[0] for finding in found] == [
+        "data.template=hybrid: a chat ends with 'The ebb.<|im_end|>' and not with the tokenizer's stop token <|end_of_text|>, "
+        "so that the model would not stop"
+    ]
 
 
 def test_think_as_a_special_token_or_as_none_is_refused(chat_folder: Path, base_model: Path) -> None:
