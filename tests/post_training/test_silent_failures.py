@@ -151,9 +151,9 @@ def test_a_column_whose_name_is_nearly_right_is_warned_of(prepared: Prepare, col
 
 
 def test_good_data_has_no_warnings(prepared: Prepare) -> None:
-    others = {"source": "here", "tool_calls": None, "tools": None, "chat_template": "plain"}
-    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
-    assert prepared([row | others | kwargs for row in sums(20)]).manifest["warnings"] == []
+    """With columns that are not read and are called nearly like one that is there, or not nearly enough."""
+    others = [{}, {"source": "here", "tool_calls": None, "total": 7}, {"tool": [TOOL], "tools": None}]
+    assert prepared([row | others[i % 3] for i, row in enumerate(sums(20))]).manifest["warnings"] == []
 
 
 def test_few_trained_tokens_are_warned_of(prepared: Prepare) -> None:
