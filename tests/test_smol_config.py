@@ -209,7 +209,7 @@ RUNS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(RUNS)
 def test_what_is_written_is_read_back_equal(tmp_path_factory: pytest.TempPathFactory, config: Run) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"

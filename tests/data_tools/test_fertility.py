@@ -111,7 +111,7 @@ def test_truncation_padding_and_special_tokens_play_no_part(english_tokenizer: P
 
 
 @given(text=st.text(alphabet="ab \né漢", max_size=200), size=st.integers(2, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pieces_are_short_and_give_the_text_back(text: str, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data_tools.fertility.PIECE", size)

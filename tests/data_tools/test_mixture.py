@@ -79,7 +79,7 @@ def test_counts_are_those_of_the_data_order(tool: Tool, tmp_path: Path) -> None:
 @given(
     weights=st.lists(st.integers(1, 1000), min_size=1, max_size=6), steps=st.lists(st.integers(1, 40), min_size=1, max_size=4)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_of_a_stage_sum_to_its_samples(
     tmp_path_factory: pytest.TempPathFactory, weights: list[int], steps: list[int]
 ) -> None:

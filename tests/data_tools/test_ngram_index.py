@@ -57,7 +57,7 @@ passages = st.lists(st.text("aBc ,\n漢é", max_size=40), min_size=1, max_size=6
 
 
 @given(references=passages, documents=passages, length=st.integers(2, 6), least=st.integers(1, 6), block=st.integers(1, 60))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_index_finds_what_comparing_words_finds(
     tmp_path: Path, references: list[str], documents: list[str], length: int, least: int, block: int
 ) -> None:

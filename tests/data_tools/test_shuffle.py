@@ -64,7 +64,7 @@ lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30)
     run=st.integers(1, 40),
     shard=st.integers(1, 900),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_cut_into_documents_shards_runs_and_pieces_gives_that_order(
     tmp_path: Path, shards: list[list[int]], width: int, run: int, shard: int
 ) -> None:

@@ -36,7 +36,7 @@ def counted(lengths: NDArray[np.int64]) -> Lengths:
 
 
 @given(st.lists(st.one_of(st.integers(1, 20), st.integers(1, 200_000), st.integers(0, 2**42)), max_size=60), st.integers(0, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_histograms_are_those_of_a_plain_loop(lengths: list[int], cut: int) -> None:
     found = counted(np.array(lengths[:cut], dtype=np.int64))
     found.merge(counted(np.array(lengths[cut:], dtype=np.int64)))

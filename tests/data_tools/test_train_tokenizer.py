@@ -29,7 +29,7 @@ def by_digits() -> dict[str, Tokenizer]:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_survives_encoding_and_decoding(by_digits: dict[str, Tokenizer], text: str) -> None:
     for tokenizer in by_digits.values():
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text

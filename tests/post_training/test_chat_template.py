@@ -86,7 +86,7 @@ def test_the_tokenizers_differ_in_what_becomes_of_new_lines(tokenizer: Any, newl
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "newline_tokenizer"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     system=st.none() | SPOKEN,
     turns=st.lists(st.tuples(SPOKEN, WORDS, WORDS), min_size=1, max_size=3),

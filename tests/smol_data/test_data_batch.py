@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smol_data.batch import ContextRank, PackedBatch, context_part, pack
@@ -38,7 +38,6 @@ def some_windows(draw: st.DrawFn) -> list[Window]:
     return draw(st.lists(window, min_size=1, max_size=4))
 
 
-@settings(deadline=None)
 @given(some_windows(), st.booleans())
 def test_pack_equals_the_slow_reference(windows: list[Window], document_mask: bool) -> None:
     batch, slow = pack(windows, document_mask).expand(), slow_pack(windows, document_mask)
@@ -85,7 +84,6 @@ def test_no_target_of_a_stream_is_lost_but_those_that_cross_documents() -> None:
 some_text = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(some_text, st.sampled_from([2, 4, 8]), st.integers(0, 7))
 def test_padded_documents_train_the_same_targets_but_for_what_no_longer_fits(
     lengths: list[int], multiple: int, skip: int

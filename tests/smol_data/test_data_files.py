@@ -159,7 +159,7 @@ def test_short_reads_are_completed(make_dataset: Callable, monkeypatch: pytest.M
     assert np.array_equal(dataset.window(1).tokens, made.tokens[512:1025])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([1, 2, 3, 700, 90_000]), min_size=1, max_size=3000), st.data())
 def test_the_document_of_any_token_is_found(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject

@@ -41,7 +41,7 @@ def whole(order: Order) -> list[Location]:
 some_weights = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 10), min_size=1).filter(lambda w: sum(w.values()) > 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some_weights, st.integers(0, 3000))
 def test_counts_agree_with_counting(weights: dict[str, float], n: int) -> None:
     mixture = Mixture(weights)
@@ -49,7 +49,7 @@ def test_counts_agree_with_counting(weights: dict[str, float], n: int) -> None:
     assert [mixture.count(k, n) for k in range(len(mixture.names))] == [counted[k] for k in range(len(mixture.names))]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(some_weights, st.integers(0, 4 * 10**12))
 def test_counts_are_exact_at_any_distance(weights: dict[str, float], n: int) -> None:
     mixture = Mixture(weights)
@@ -58,7 +58,7 @@ def test_counts_are_exact_at_any_distance(weights: dict[str, float], n: int) -> 
     assert [mixture.count(k, n + 1) - mixture.count(k, n) for k in choices] == [int(mixture.choose(n) == k) for k in choices]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(some_weights, st.integers(0, 4 * 10**12), st.sampled_from([96, 576]))
 def test_every_global_batch_holds_the_mixture(weights: dict[str, float], first: int, size: int) -> None:
     mixture = Mixture(weights)
@@ -82,7 +82,7 @@ SMOLLM3 = [
 
 
 @pytest.mark.parametrize("stage", SMOLLM3, ids=lambda stage: stage["name"])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(0, 4 * 10**9))
 def test_smollm3s_mixtures_are_kept_at_every_prefix_and_in_every_batch(stage: dict, n: int) -> None:
     mixture, total = Mixture(stage["weights"]), sum(stage["weights"].values())
@@ -92,7 +92,7 @@ def test_smollm3s_mixtures_are_kept_at_every_prefix_and_in_every_batch(stage: di
         assert abs(mixture.count(k, n + 576) - count - 576 * share) < 4
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(some_weights, st.integers(0, 4 * 10**9))
 def test_any_mixture_is_kept_at_every_prefix(weights: dict[str, float], n: int) -> None:
     mixture, total = Mixture(weights), sum(weights.values())

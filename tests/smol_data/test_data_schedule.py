@@ -74,7 +74,7 @@ def test_questions_about_steps_and_samples() -> None:
 # --- skipped ranges ---------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
     size=st.integers(1, 5),
