@@ -38,7 +38,7 @@ def test_two_processes_give_one_process_losses(recipe: str, kind: str, tmp_path:
 
 
 def test_fsdp2_goes_on_where_it_stopped_with_fp32_masters_under_bf16(tmp_path: Path, chat_folder: Path) -> None:
-    """Soundness ends a run whose masters or gradients are not fp32."""
+    """Soundness ends a run whose masters, gradients or sums of gradients over ranks are not fp32."""
     changes: dict[str, Any] = {"train": {"steps": 4, "precision": "bf16"}, "checkpoint": {"every_steps": 2}}
     config = write_config(tmp_path, "sft", chat_folder, changes)
     assert two_processes("sft", config, "train.accelerate=fsdp2").returncode == 0
