@@ -120,11 +120,13 @@ def answers(model: Any, batch: dict[str, Any], mean: bool = False) -> torch.Tens
     return (found * mask).sum(1) / (mask.sum(1) if mean else 1)
 
 
-def assert_prepared_answers(trainer: Any, batch: dict[str, Any]) -> None:
+def assert_prepared_answers(batch: dict[str, Any], data: Path) -> None:
     """What the batch counts as answers are the chosen ones of the prepared pairs, whole, and then the rejected ones."""
+    from datasets import Dataset
+
+    rejected = {tuple(row["chosen_ids"]): row["rejected_ids"] for row in Dataset.from_file(str(data / "train.arrow"))}
     counted = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
-    pairs, half = {tuple(row["chosen_ids"]): row["rejected_ids"] for row in trainer.train_dataset}, len(counted) // 2
-    assert half == 4 and [pairs[tuple(chosen)] for chosen in counted[:half]] == counted[half:]
+    assert len(counted) == 8 and [rejected[tuple(chosen)] for chosen in counted[:4]] == counted[4:]
 
 
 def apo_zero(chosen: Any, rejected: Any, beta: float) -> Any:
@@ -148,7 +150,7 @@ def test_losses_of_ratios_to_the_start_are_their_formulas(
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = float(trainer.compute_loss(trainer.model, batch).detach())
-    assert_prepared_answers(trainer, batch)
+    assert_prepared_answers(batch, tmp_path / "run/data")
     ratios = answers(trainer.model.eval(), batch) - answers(plain(chat_folder), batch)
     assert float(ratios.abs().min()) > 0.01
     assert loss == pytest.approx(float(formula(*ratios.chunk(2), 0.5).mean()), rel=1e-5)
@@ -183,7 +185,7 @@ def test_orpo_is_its_formula(trainer_of: Any, tmp_path: Path, chat_folder: Path)
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = float(trainer.compute_loss(trainer.model, batch).detach())
-    assert_prepared_answers(trainer, batch)
+    assert_prepared_answers(batch, tmp_path / "run/data")
     chosen, rejected = answers(trainer.model.eval(), batch, mean=True).exp().double().chunk(2)
     odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
     expected = -chosen.log() - 0.5 * torch.log(torch.sigmoid(torch.log(odds_ratio)))
