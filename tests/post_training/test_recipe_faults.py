@@ -138,6 +138,20 @@ def test_accelerates_files_become_the_trainers_settings(config: RecipeConfig, tm
         ranks.sharding(with_file(config, str(other)))
 
 
+def test_processes_that_would_each_hold_all_weights_are_refused(config: RecipeConfig) -> None:
+    from accelerate.utils import DistributedType
+
+    def check(name: str, kind: DistributedType, count: int = 2) -> None:
+        ranks.check_sharded(with_file(config, name), SimpleNamespace(distributed_type=kind, num_processes=count))
+
+    for name, kind, count in (("fsdp2", "FSDP", 2), ("zero3", "DEEPSPEED", 2), ("ddp", "MULTI_CPU", 2), ("fsdp2", "NO", 1)):
+        check(name, DistributedType(kind), count)
+    with pytest.raises(
+        UserError, match=r"train.accelerate=fsdp2: accelerate does not shard over these 2 processes \(MULTI_CPU\)"
+    ):
+        check("fsdp2", DistributedType.MULTI_CPU)
+
+
 # --- while it trains ---------------------------------------------------------------------------------------------------------
 
 
