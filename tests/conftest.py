@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model's Hugging Face folder: two layers, the second without positions (NoPE), 1,024 rows of embedding, all used."""
+    """A base model's Hugging Face folder: two layers, the second without positions, 1,024 rows of embedding, all used."""
     import torch
     from transformers import AutoTokenizer, SmolLM3Config, SmolLM3ForCausalLM
 
