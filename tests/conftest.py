@@ -32,13 +32,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model's Hugging Face folder: two layers, 1,024 rows of embedding, all of them used."""
+    """A base model's Hugging Face folder: two layers, the second without positions, 1,024 rows of embedding, all used."""
     import torch
     from transformers import AutoTokenizer, SmolLM3Config, SmolLM3ForCausalLM
 
     folder = tmp_path_factory.mktemp("models") / "base"
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "no_rope_layers": [1, 0]}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 0}
     network = SmolLM3ForCausalLM(SmolLM3Config(vocab_size=1024, max_position_embeddings=512, **sizes, **heads, **ids))

@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from post_training.recipes.exit_codes import REFUSED, REQUEUE
@@ -77,7 +78,8 @@ class Soundness(TrainerCallback):
         self._looked = False
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """What the optimizer changes, and the gradients that it is given, are fp32, in whatever the model computes."""
+        """What the optimizer changes, the gradients that it is given, and FSDP2's sums of them over ranks are fp32, in whatever
+        the model computes."""
         if self._looked:
             return
         self._looked = True
@@ -88,6 +90,9 @@ class Soundness(TrainerCallback):
         if found != {torch.float32}:
             kinds = ", ".join(sorted(str(kind) for kind in found)) or "nothing"
             raise UserError(f"master weights and gradients are {kinds} and not fp32 alone; small updates would be lost")
+        if low := _kinds_of_sums(given["model"]) - {torch.float32}:
+            kinds = ", ".join(sorted(str(kind) for kind in low))
+            raise UserError(f"FSDP2 sums gradients over ranks in {kinds} and not in fp32; small ones would be lost")
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         loss, norm = given["logs"].get("loss"), given["logs"].get("grad_norm")
@@ -103,6 +108,12 @@ class Soundness(TrainerCallback):
                 f"step {state.global_step}: the gradient is 0 (loss {loss:g}), so that nothing is trained; look at the data "
                 "with `python -m post_training preview`, and at lora.targets"
             )
+
+
+def _kinds_of_sums(model: torch.nn.Module) -> set[torch.dtype]:
+    """In which FSDP2 sums gradients over ranks; none for a model that it does not shard. torch has no public way to ask."""
+    policies = [part._get_fsdp_state()._mp_policy for part in model.modules() if isinstance(part, FSDPModule)]
+    return {policy.reduce_dtype or policy.param_dtype or torch.float32 for policy in policies}
 
 
 class Course(TrainerCallback):

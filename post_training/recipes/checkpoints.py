@@ -85,9 +85,11 @@ def export(checkpoint: Path, start: str, tokenizer: Any, card: Callable[[str], s
     kind = AutoConfig.from_pretrained(start, local_files_only=True).dtype
     if (checkpoint / "adapter_config.json").is_file():
         from peft import PeftModel
+        from transformers.trainer_utils import align_special_tokens
 
         base = AutoModelForCausalLM.from_pretrained(start, local_files_only=True, dtype="float32")
         model = PeftModel.from_pretrained(base, str(checkpoint)).merge_and_unload().to(kind)
+        align_special_tokens(model, tokenizer)  # as the trainer does with a model that it saves whole: where an answer ends
     else:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, local_files_only=True, dtype=kind)
     shutil.rmtree(folder, ignore_errors=True)  # of a lost attempt at the same step

@@ -76,6 +76,16 @@ def sharding(config: RecipeConfig) -> dict[str, Any]:
     )
 
 
+def check_sharded(config: RecipeConfig, accelerator: Any) -> None:
+    """Raise UserError where several processes are to share the weights and each would hold them all, as on CPUs."""
+    kind = str(accelerator.distributed_type.value)
+    if sharding(config) and accelerator.num_processes > 1 and kind not in ("FSDP", "DEEPSPEED"):
+        raise UserError(
+            f"train.accelerate={config.train.accelerate}: accelerate does not shard over these {accelerator.num_processes} "
+            f"processes ({kind}), but on GPUs alone; use ddp"
+        )
+
+
 @contextmanager
 def run_lock(run: Path, patience_seconds: float = 10.0) -> Iterator[None]:
     """Hold RUN/lock, asked for by rank 0; raises UserError on all where another run works there. Process groups are up."""

@@ -20,13 +20,15 @@ from post_training.prepare import Prepared
 from post_training.recipes import grpo
 from post_training.recipes.arguments import lora_arguments
 from post_training.recipes.config import GrpoConfig, PreferenceConfig, RecipeConfig
+from post_training.recipes.ranks import check_sharded
 from smol_config import UserError
 
 _PAIR = ["prompt_ids", "chosen_ids", "rejected_ids"]
 
 
 def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> Any:
-    """The trainer of a recipe, its model loaded. Raises UserError for too few rows, and for a model that does not load."""
+    """The trainer of a recipe, its model loaded. Raises UserError for too few rows, a model that does not load, and processes
+    that would not shard."""
     rows, step = len(prepared.train), config.train.global_batch_size
     if isinstance(config, GrpoConfig):
         grpo.check_prompts(config, prepared)
@@ -51,6 +53,7 @@ def make_trainer(config: RecipeConfig, arguments: Any, prepared: Prepared) -> An
         ImportError,
     ) as error:  # missing files, layers, kinds of attention
         raise UserError(f"model={config.model}: the trainer refuses it ({' '.join(str(error).split())[:300]})") from error
+    check_sharded(config, trainer.accelerator)
     _reduce_in_fp32(trainer)
     return trainer
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,16 @@ def start(chat_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    assert run("grpo", grpo_config(folder, start, STEPS)) == 0
+    with (folder / "told").open("w") as told, redirect_stderr(told):
+        assert run("grpo", grpo_config(folder, start, STEPS)) == 0
     return folder / "run"
 
 
 def test_a_reward_that_can_be_learnt_rises(whole: Path) -> None:
-    """From two answers in five to nine in ten; the seed is given."""
+    """From two answers in five to nine in ten; the seed is given. Groups whose answers differ are not told of as equal."""
+    equal = metrics(whole)[0]["train/rewards/accuracy/equal_groups"]
+    assert equal < 1 and equal == metrics(whole)[0]["train/rewards/equal_groups"]
+    assert "step 1: " not in (whole.parent / "told").read_text()
     rewards = [line["train/rewards/accuracy/mean"] for line in metrics(whole)]
     assert sum(rewards[:2]) / 2 < 0.5 and sum(rewards[-3:]) / 3 > 0.8
     last = [json.loads(line) for line in (whole / "answers.jsonl").read_text().splitlines()][-8:]
@@ -97,6 +102,16 @@ def test_adapters_and_rewards_that_teach_nothing_are_told_by_name(start: Path, t
     assert last["train/kl"] == 0  # no step has moved it
     assert all("lora_" in name for name in load_file(tmp_path / "run/iter_0000002/adapter_model.safetensors"))
     assert (tmp_path / "run/hf/step_2/model.safetensors").is_file()
+
+
+def test_answers_that_are_all_cut_teach_nothing_and_are_told(start: Path, tmp_path: Path, capsys: Any) -> None:
+    """The word fits and the stop token does not; mask_truncated leaves such answers out of the loss."""
+    changes = {"grpo": {"answers": 8, "max_answer": 1, "mask_truncated": True}, "train": {"steps": 1}}
+    assert run("grpo", grpo_config(tmp_path, start, changes)) == 0
+    (line,) = metrics(tmp_path / "run")
+    assert line["train/completions/clipped_ratio"] == 1 and line["train/grad_norm"] == 0
+    assert 0 < line["train/rewards/accuracy/mean"] < 1, "the rewards themselves would teach"
+    assert "step 1: every answer was cut at grpo.max_answer=1, none came to its end" in capsys.readouterr().err
 
 
 def test_prompts_reach_the_model_in_their_mode_and_on_the_day_of_the_configuration(start: Path, tmp_path: Path) -> None:

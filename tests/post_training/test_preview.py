@@ -102,6 +102,6 @@ def test_help_answers_without_the_large_libraries() -> None:
     import subprocess
     import sys
 
-    loaded = "{'torch', 'transformers', 'datasets', 'trl'} & set(sys.modules)"
+    loaded = "{'torch', 'transformers', 'datasets', 'trl', 'huggingface_hub'} & set(sys.modules)"
     script = f"import sys; from post_training.__main__ import build_parser; build_parser(); print(sorted({loaded}))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "[]"

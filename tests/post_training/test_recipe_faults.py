@@ -138,6 +138,20 @@ def test_accelerates_files_become_the_trainers_settings(config: RecipeConfig, tm
         ranks.sharding(with_file(config, str(other)))
 
 
+def test_processes_that_would_each_hold_all_weights_are_refused(config: RecipeConfig) -> None:
+    from accelerate.utils import DistributedType
+
+    def check(name: str, kind: DistributedType, count: int = 2) -> None:
+        ranks.check_sharded(with_file(config, name), SimpleNamespace(distributed_type=kind, num_processes=count))
+
+    for name, kind, count in (("fsdp2", "FSDP", 2), ("zero3", "DEEPSPEED", 2), ("ddp", "MULTI_CPU", 2), ("fsdp2", "NO", 1)):
+        check(name, DistributedType(kind), count)
+    with pytest.raises(
+        UserError, match=r"train.accelerate=fsdp2: accelerate does not shard over these 2 processes \(MULTI_CPU\)"
+    ):
+        check("fsdp2", DistributedType.MULTI_CPU)
+
+
 # --- while it trains ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,14 +182,50 @@ def test_a_gradient_of_0_ends_the_run_itself(tmp_path: Path, chat_folder: Path, 
     assert "error: step 1: the gradient is 0 (loss 0)" in capsys.readouterr().err
 
 
+def look(optimizer: Any, model: torch.nn.Module | None = None) -> None:
+    """Before the first step that changes weights."""
+    Soundness().on_pre_optimizer_step(None, None, None, optimizer=optimizer, model=model or torch.nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize(("weight", "gradient"), [(torch.bfloat16, None), (torch.bfloat16, torch.bfloat16)])
 def test_master_weights_below_fp32_are_refused(weight: Any, gradient: Any) -> None:
     parameter = torch.nn.Parameter(torch.ones(2, dtype=weight))
     parameter.grad = None if gradient is None else torch.ones(2, dtype=gradient)
     with pytest.raises(UserError, match=r"master weights and gradients are torch\.bfloat16 and not fp32 alone"):
-        Soundness().on_pre_optimizer_step(None, None, None, optimizer=torch.optim.SGD([parameter], lr=1.0))
-    whole = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)
-    Soundness().on_pre_optimizer_step(None, None, None, optimizer=whole)
+        look(torch.optim.SGD([parameter], lr=1.0))
+    look(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0))
+
+
+def test_deepspeeds_own_masters_are_those_that_are_looked_at() -> None:
+    """It trains flat copies; the model's weights beside them are in bf16."""
+
+    def zero3(kind: torch.dtype) -> Any:
+        own = SimpleNamespace(fp32_partitioned_groups_flat=[torch.nn.Parameter(torch.ones(2, dtype=kind))])
+        return SimpleNamespace(optimizer=own, param_groups=[{"params": [torch.nn.Parameter(torch.ones(2).bfloat16())]}])
+
+    look(zero3(torch.float32))
+    with pytest.raises(UserError, match=r"master weights and gradients are torch\.bfloat16 and not fp32 alone"):
+        look(zero3(torch.bfloat16))
+
+
+def test_sums_over_ranks_below_fp32_are_refused() -> None:
+    """Of FSDP2, which otherwise sums in the precision of the computation."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    def sharded(**policy: torch.dtype) -> torch.nn.Module:
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        fully_shard(layers[0], mp_policy=MixedPrecisionPolicy(**policy))
+        return layers
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        look(optimizer, sharded())
+        look(optimizer, sharded(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+        with pytest.raises(UserError, match=r"FSDP2 sums gradients over ranks in torch\.bfloat16 and not in fp32"):
+            look(optimizer, sharded(param_dtype=torch.bfloat16))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_push_that_failed_is_told_with_its_command(tmp_path: Path, capsys: Any) -> None:

@@ -76,21 +76,25 @@ def test_the_first_loss_is_the_one_of_plain_transformers(recipe: str, tmp_path: 
     assert count > 0 and logged == pytest.approx(total / count, rel=1e-5)  # fp32, sums in another order
 
 
-def test_packed_samples_train_like_samples_alone(trainer_of: Any, tmp_path: Path, chat_folder: Path) -> None:
-    """Loss and gradients of the same samples, packed and not: no sample sees another, no token is lost."""
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_samples_train_like_samples_alone(attention: str, trainer_of: Any, tmp_path: Path, chat_folder: Path) -> None:
+    """Loss and gradients of the same samples, packed and not: no sample sees another, in layers with positions and without
+    (NoPE); no token is lost."""
     found = []
     for packing in (True, False):
         changes = {"data": {"packing": packing}, "train": {"micro_batch_size": 2, "output_dir": str(tmp_path / str(packing))}}
-        trainer = trainer_of("sft", write_config(tmp_path, "sft", chat_folder, changes))
+        trainer = trainer_of("sft", write_config(tmp_path, "sft", chat_folder, changes), f"train.attention={attention}")
+        assert trainer.model.config.no_rope_layers == [1, 0] and trainer.model.config._attn_implementation == attention
         batches = list(trainer.get_train_dataloader())
         assert sum(len(batch["input_ids"]) for batch in batches) == (len(batches) if packing else 48)
         targets = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         loss = sum(trainer.compute_loss(trainer.model, batch, num_items_in_batch=targets) for batch in batches)
         loss.backward()
-        found.append((targets, float(loss.detach()), trainer.model.model.layers[0].self_attn.q_proj.weight.grad))
-    (packed_targets, packed, packed_gradient), (targets, alone, gradient) = found
+        gradients = [layer.self_attn.q_proj.weight.grad for layer in trainer.model.model.layers]
+        found.append((targets, float(loss.detach()), torch.stack(gradients)))
+    (packed_targets, packed, packed_gradients), (targets, alone, gradients) = found
     assert packed_targets == targets and packed == pytest.approx(alone, rel=1e-6)
-    assert float((packed_gradient - gradient).abs().max()) < 1e-6 < float(gradient.abs().max())
+    assert float((packed_gradients - gradients).abs().max()) < 1e-6 < float(gradients.abs().amax((1, 2)).min())
 
 
 def test_every_held_out_row_is_evaluated_and_no_micro_batch_trained_on_is_short(
@@ -116,6 +120,15 @@ def answers(model: Any, batch: dict[str, Any], mean: bool = False) -> torch.Tens
     return (found * mask).sum(1) / (mask.sum(1) if mean else 1)
 
 
+def assert_prepared_answers(batch: dict[str, Any], data: Path) -> None:
+    """What the batch counts as answers are the chosen ones of the prepared pairs, whole, and then the rejected ones."""
+    from datasets import Dataset
+
+    rejected = {tuple(row["chosen_ids"]): row["rejected_ids"] for row in Dataset.from_file(str(data / "train.arrow"))}
+    counted = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+    assert len(counted) == 8 and [rejected[tuple(chosen)] for chosen in counted[:4]] == counted[4:]
+
+
 def apo_zero(chosen: Any, rejected: Any, beta: float) -> Any:
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
@@ -137,6 +150,7 @@ def test_losses_of_ratios_to_the_start_are_their_formulas(
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = float(trainer.compute_loss(trainer.model, batch).detach())
+    assert_prepared_answers(batch, tmp_path / "run/data")
     ratios = answers(trainer.model.eval(), batch) - answers(plain(chat_folder), batch)
     assert float(ratios.abs().min()) > 0.01
     assert loss == pytest.approx(float(formula(*ratios.chunk(2), 0.5).mean()), rel=1e-5)
@@ -165,13 +179,13 @@ def test_kto_compares_with_the_same_answers_at_other_prompts(trainer_of: Any, tm
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_orpo_is_its_formula_and_needs_no_reference(trainer_of: Any, tmp_path: Path, chat_folder: Path) -> None:
+def test_orpo_is_its_formula(trainer_of: Any, tmp_path: Path, chat_folder: Path) -> None:
     path = write_config(tmp_path, "preference", chat_folder, {"train": {"micro_batch_size": 4, "global_batch_size": 4}})
     trainer = trainer_of("preference", path, "preference.loss=orpo")
-    assert not hasattr(trainer, "ref_model")
     move_weights(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = float(trainer.compute_loss(trainer.model, batch).detach())
+    assert_prepared_answers(batch, tmp_path / "run/data")
     chosen, rejected = answers(trainer.model.eval(), batch, mean=True).exp().double().chunk(2)
     odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
     expected = -chosen.log() - 0.5 * torch.log(torch.sigmoid(torch.log(odds_ratio)))

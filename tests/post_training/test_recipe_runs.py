@@ -1,6 +1,7 @@
 """A run's life: killed, signalled, stopped, gone on with; what it leaves on disk."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ from safetensors.numpy import load_file
 
 from post_training.recipes import exit_codes
 from post_training.recipes.checkpoints import remove_old, tokens_of, whole_checkpoints
+from post_training.recipes.config import RECIPES
+from smol_config import load
 
 STEPS = {"train": {"steps": 10, "epochs": None}, "checkpoint": {"every_steps": 4, "keep_last": 3}}
 """Two samples a step of 48 unpacked ones: all within an epoch."""
+WARM_UP = {"warmup_share": 0.2, "min_share": 0.1}
 
 
 def changes(**more: Any) -> dict[str, Any]:
-    return {"data": {"packing": False}, **STEPS, **more}
+    return {"data": {"packing": False}, "optim": {"schedule": WARM_UP}, **STEPS, **more}
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +140,78 @@ def test_only_the_newest_whole_checkpoints_are_kept_and_none_is_taken_that_is_da
     assert [path.name for path in sorted(again.glob("iter_*"))] == ["iter_0000008", "iter_0000010"]
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_the_learning_rate_warms_up_and_then_falls_as_its_kind_says(
+    kind: str, whole: Path, chat_folder: Path, tmp_path: Path
+) -> None:
+    if kind == "cosine":  # as by default
+        rates = [line["train/learning_rate"] for line in metrics(whole)]
+    else:
+        rates = planned_rates(write_config(tmp_path, "sft", chat_folder, changes(optim={"schedule": WARM_UP | {"kind": kind}})))
+    left = {
+        "cosine": lambda share: 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2,
+        "linear": lambda share: 1 - share,
+        "constant": lambda share: 1,
+    }[kind]
+    expected = [1e-3 * (step / 2 if step < 2 else left((step - 2) / 8)) for step in range(10)]
+    assert rates == [pytest.approx(rate, rel=1e-6) for rate in expected]
+
+
+def planned_rates(config: Path) -> list[float]:
+    """The learning rates of ten steps, from transformers' own trainer of the run's arguments."""
+    import torch
+    from transformers import Trainer
+
+    from post_training.recipes.arguments import training_arguments
+
+    trainer = Trainer(torch.nn.Linear(2, 2), training_arguments(load(RECIPES["sft"], config)))
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    found = []
+    for _ in range(10):
+        found += trainer.lr_scheduler.get_last_lr()[:1]
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    return found
+
+
 # --- interrupted, and gone on with -------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_bits(whole: Path, chat_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def hub() -> Iterator[tuple[dict[str, str], list[str]]]:
+    """An environment in which the Hub is a server here, online; and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.send_error(404)
+
+        do_GET = do_POST = do_HEAD
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    silent = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")
+    kept = {name: value for name, value in os.environ.items() if name not in silent}
+    yield kept | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
+    whole: Path, chat_folder: Path, tmp_path: Path, hub: tuple[dict[str, str], list[str]]
+) -> None:
+    """And, online as it was, it told the Hub nothing: TRL reports each trainer."""
+    environment, asked = hub
     config = write_config(tmp_path, "sft", chat_folder, changes())
     command = [sys.executable, "-m", "post_training", "sft", "--config", str(config)]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=environment)
     when(lambda: lines(tmp_path / "run") >= 5 or process.poll() is not None, process.kill).join(300)
     assert process.wait(60) == -signal.SIGKILL
+    assert not asked
     assert whole_checkpoints(tmp_path / "run")[-1].name == "iter_0000004"
     (tmp_path / "run/checkpoint-8").mkdir(exist_ok=True)  # as a kill in the middle of a save leaves it
     assert run("sft", config) == 0
@@ -218,23 +286,3 @@ def test_the_numbers_are_those_of_pre_training() -> None:
     from smol_train import exit_codes as theirs
 
     assert (exit_codes.DONE, exit_codes.REQUEUE, exit_codes.REFUSED) == (theirs.DONE, theirs.REQUEUE, theirs.REFUSED)
-
-
-# --- adapters, held-out data, pushes -----------------------------------------------------------------------------------------
-
-
-def test_lora_trains_adapters_alone_and_leaves_a_whole_model(chat_folder: Path, tmp_path: Path) -> None:
-    more = {"lora": {"rank": 4}, "train": {"precision": "bf16", "steps": 2}, "optim": {"learning_rate": 1e-2}}
-    held_out = [{"name": "held", "path": str(tmp_path / "held.jsonl")}]
-    config = write_config(tmp_path, "sft", chat_folder, {**more, "data": {"held_out": held_out}})
-    (tmp_path / "held.jsonl").write_text((tmp_path / "sums.jsonl").read_text().replace("What is", "How much is"))
-    assert run("sft", config, f"checkpoint.push=file://{tmp_path}/pushed") == 0
-    adapters = load_file(tmp_path / "run/iter_0000002/adapter_model.safetensors")
-    assert adapters and all("lora_" in name for name in adapters)
-    assert not (tmp_path / "run/iter_0000002/model.safetensors").exists()
-    start, end = (load_file(folder / "model.safetensors") for folder in (chat_folder, tmp_path / "run/hf/step_2"))
-    changed = {name for name in start if (start[name] != end[name]).any()}
-    assert start.keys() == end.keys()
-    assert changed == {name for name in start if name.endswith("proj.weight")}
-    assert "eval/loss" in metrics(tmp_path / "run")[-1] and "eval/loss" not in metrics(tmp_path / "run")[0]
-    assert (tmp_path / "pushed/step_2/model.safetensors").is_file()

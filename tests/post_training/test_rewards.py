@@ -1,5 +1,6 @@
 """What an answer is worth, and how answers reach the rewards from TRL."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def config(tmp_path: Path, chat_folder: Path) -> GrpoConfig:
 
 
 def test_answers_are_read_from_their_tokens(config: GrpoConfig, tokenizer: Any) -> None:
-    """With the thought that TRL's text of them lacks where <think> is special, without the stop token."""
+    """Without the stop token, which a cut answer has not."""
     texts = ["<think>Hm.</think>yes<|im_end|>", "yes<|end_of_text|>", "no one knows", "It is 4.<|im_end|>"]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     columns = {
@@ -108,11 +109,30 @@ def test_answers_are_read_from_their_tokens(config: GrpoConfig, tokenizer: Any) 
     assert len(ids[1]) > 2 and logged["rewards/accuracy/judged"] == pytest.approx(3 / 4)
 
 
-def test_a_template_that_begins_the_thought_itself_is_known(config: GrpoConfig, tokenizer: Any) -> None:
+def formats(config: GrpoConfig, tokenizer: Any, text: str) -> list[float]:
+    """What the reward `format` says of an answer to a prompt in /think."""
+    judge = grpo.reward_functions(config, tokenizer)[0]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return judge(prompts=[], completions=[], completion_ids=[ids], mode=["think"], dataset=["words"])  # type: ignore[no-any-return]
+
+
+def test_a_thought_between_special_tokens_is_read(config: GrpoConfig, tokenizer: Any) -> None:
+    """TRL's text of the answers lacks them."""
+    special = copy.deepcopy(tokenizer)
+    special.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    text = "<think>Hm.</think>yes<|im_end|>"
+    ids = special(text, add_special_tokens=False)["input_ids"]
+    assert "think" not in special.decode(ids, skip_special_tokens=True)
+    assert formats(config, special, text) == [1]
+
+
+def test_a_thought_that_the_template_begins_belongs_to_the_answer(config: GrpoConfig, tokenizer: Any) -> None:
     assert grpo.openings(tokenizer, "01 July 2025") == {"think": "", "no_think": "<think>\n\n</think>\n"}
-    prefilling = SimpleNamespace(chat_template=tokenizer.chat_template, special_tokens_map={})
+    prefilling = copy.deepcopy(tokenizer)
     prefilling.chat_template = tokenizer.chat_template.replace("('' if think else", "('<think>\\n' if think else")
     assert grpo.openings(prefilling, "01 July 2025")["think"] == "<think>\n"
+    rest = "Hm.</think>yes<|im_end|>"
+    assert formats(config, prefilling, rest) == [1] and formats(config, tokenizer, rest) == [0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
