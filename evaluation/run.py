@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from evaluation import judge
 from evaluation.client import Server
 from evaluation.engine import LocalModel, ask, check_generation, quiet, system_message, template_arguments
-from evaluation.record import record_task
+from evaluation.record import EMPTY, record_task
 from evaluation.server import ServedModel
 from evaluation.suite import Mode, Suite, SuiteTask
 from evaluation.tasks import Loaded, load_tasks
@@ -107,7 +107,7 @@ def run(
     record: dict[str, Any] = {
         "model": str(hf_dir),
         **training._asdict(),
-        **{key: {} for key in ("results", "intervals", "chance", "higher_is_better", "parts", "tasks")},
+        **{key: {} for key in EMPTY},
         "not_run": missing,
         "seconds": {},
         "subset": subset,

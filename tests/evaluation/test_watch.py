@@ -36,6 +36,7 @@ def scores_of(share: float, step: int, suite: Any, tokens: int | None = None) ->
         "intervals": {NAME: [share - 0.05, share + 0.05]},
         "chance": {NAME: 0.25},
         "higher_is_better": {NAME: True},
+        "statistics": {NAME: "mean"},
         "not_run": {},
         "suite": suite.model_dump(mode="json", exclude_none=True),
     }
