@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import REPOSITORY
 
+import smol_progress
 from evaluation.__main__ import main
 from evaluation.suite import load_suite
 from smol_console import Progress
@@ -180,11 +181,9 @@ def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
     base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     write_task("colours", COLOURS)
-    model, checkpoint = tmp_path / "export", tmp_path / "run" / "iter_0000050"
+    model = tmp_path / "export"
     shutil.copytree(base_model, model)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 50, "tokens": 102400}')
-    (model / "parity.json").write_text(json.dumps({"passed": True, "checkpoint": str(checkpoint)}))
+    smol_progress.write(model, smol_progress.Progress(50, 102400, 0.5))
     suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
     for name in ("a", "b"):
         assert run(model, suite, tmp_path / name, "--tensorboard", str(tmp_path / "board")) == 0
@@ -193,6 +192,8 @@ def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
         board = EventAccumulator(str(tmp_path / "board" / folder)).Reload()
         [point] = board.Scalars("eval/colours/acc")
         assert point.step == step and point.value == pytest.approx(record(tmp_path / "a")["results"]["eval/colours/acc"])
+    assert record(tmp_path / "a")["learning_rate_share"] == 0.5
+    (model / "training.json").unlink()
     (model / "trainer_state.json").write_text('{"global_step": 7, "num_input_tokens_seen": 99}')
     assert run(model, suite, tmp_path / "c") == 0
     assert (record(tmp_path / "c")["step"], record(tmp_path / "c")["tokens"]) == (7, 99)
