@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import smol_progress
 from conversion import ConversionError, tokenizer_files
 from conversion.families import SpecialIds, check_yarn, family_of, to_huggingface
 from conversion.megatron_reader import MegatronReader
@@ -80,6 +81,8 @@ def run(checkpoint_path: Path, hf_dir: Path, options: Options, overwrite: bool =
         partial.mkdir(parents=True)
         write_weights(export, partial, options.allow_nan)
         _write_texts(export, partial)
+        if export.record.runs:
+            smol_progress.write(partial, smol_progress.progress_of(export.folder))
     except BaseException as error:  # a damaged checkpoint, a full disk, Ctrl-C: half an export serves nobody
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):

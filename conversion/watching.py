@@ -19,7 +19,11 @@ from typing import Any, TextIO
 from conversion import ConversionError
 from conversion.background import Stopped
 from conversion.service import Stop, pause, say
-from smol_train.callbacks.alerts import ALERTS_NAME
+from smol_config import parse
+from smol_train.callbacks.alerts import ALERTS_NAME, Alerts
+from smol_train.sections.watch import AlertEvent, AlertsConfig
+
+Tell = Callable[[AlertEvent, str], None]
 
 
 def wait_for(run: Path, every: float, stop: Stop) -> bool:
@@ -44,6 +48,20 @@ def rounds(run: Path, every: float, once: bool, waiting: Callable[[], object], s
         pause(every, stop)
         if stop():
             raise Stopped
+
+
+@contextlib.contextmanager
+def telling(run: Path, webhook: str | None) -> Iterator[Tell]:
+    """Where the run tells what happens: in its alerts.jsonl, and to a webhook's URL. How the worker ends is none of its events.
+
+    Raises ConfigError for what is no URL.
+    """
+    alerts = Alerts(parse(AlertsConfig, {"webhook": webhook}, "the webhook"), run, is_main=True)
+    alerts.open()
+    try:
+        yield alerts.alert
+    finally:
+        alerts.close()
 
 
 def is_over(run: Path) -> bool:

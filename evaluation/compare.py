@@ -35,20 +35,23 @@ def compare(options: argparse.Namespace) -> int:
         raise UserError(f"--output {options.output} is there already; give a new folder, or remove it")
     first, *others = models
     found: Differences = {other: {} for other in others}
+    left_out: dict[str, list[str]] = {other: [] for other in others}
     better = records[first][0]["higher_is_better"]
     for other in others:
         for name in _shared_scores(records[first] + records[other]):
             apart = difference(name, models[first], models[other], better.get(name, True))
             if apart:
                 found[other][name] = apart
+            else:
+                left_out[other].append(name)
         if not found[other]:
             raise UserError(f"{first} and {other} have no question of a score in common; score both with the same suite")
     for other in others:
         print(_table(first, other, found[other], better) + "\n")
-    for warning in _warnings(models, records):
+    for warning in [*_warnings(models, records), *_left_out(first, left_out)]:
         print(f"warning: {warning}", file=sys.stderr)
     options.output.mkdir(parents=True)
-    _write(options.output / "compare.json", models, found, better)
+    _write(options.output / "compare.json", models, found, left_out, better)
     draw(first, found, better, options.output / "compare.png")
     print(f"wrote {options.output}/compare.json and compare.png")
     return 0
@@ -124,10 +127,21 @@ def _unlike_phases(*pair: tuple[str, Record]) -> Iterator[str]:
         )
 
 
+def _left_out(first: str, of_others: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for other, names in of_others.items():
+        if names:
+            yield (
+                f"not compared, {first} and {other}: {', '.join(names)}: no question with samples of both, or no mean, share, "
+                "bits or perplexity over questions"
+            )
+
+
 # --- what is written ---------------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, models: Models, found: Differences, better: Mapping[str, bool]) -> None:
+def _write(
+    path: Path, models: Models, found: Differences, left_out: Mapping[str, Sequence[str]], better: Mapping[str, bool]
+) -> None:
     record = {
         "first": next(iter(models)),
         "models": {name: list(map(str, folders)) for name, folders in models.items()},
@@ -135,6 +149,7 @@ def _write(path: Path, models: Models, found: Differences, better: Mapping[str, 
             other: {name: asdict(one) | {"it is": one.said(better.get(name, True))} for name, one in apart.items()}
             for other, apart in found.items()
         },
+        "not_compared": left_out,
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
 

@@ -22,6 +22,7 @@ from typing import Any
 from evaluation import results
 from evaluation.client import Client, Job, find
 from evaluation.scalars import add_records
+from evaluation.statistic import interval
 from evaluation.suite import JUDGED, Judge, SuiteTask
 from smol_config import UserError, parse
 from smol_console import add_command, whole_number
@@ -101,7 +102,7 @@ def _judge(folder: Path, label: str, judge: Judge, record: dict[str, Any], at_on
     mode = record["tasks"][label]["mode"]
     name = results.score_name(label.removesuffix(f"_{mode}"), mode, JUDGED)
     record["results"][name], record["higher_is_better"][name] = sum(values) / len(values), True
-    record["intervals"][name] = results.interval(values, seed)
+    record["intervals"][name], record["statistics"][name] = interval(values, "mean", seed), "mean"
     counts = {"answers": len(said), "empty": said.count(None), "unparsed": scores.count(None)}
     return {"prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(), **counts}
 

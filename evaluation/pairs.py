@@ -7,15 +7,16 @@ doubt when the same questions gained (Miller 2024, "Adding Error Bars to Evals",
 task's data, however a model's template puts it, so that models with other tokenizers and templates are compared too.
 """
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evaluation.results import RESAMPLES, read_samples
+from evaluation.results import read_samples
+from evaluation.statistic import LOG_LIKELIHOODS, RESAMPLES, Statistic, counts, ends, estimate
 
 CHUNK = 50
 """Resamples at a time: their weights of 14,000 questions are then 6 MB."""
@@ -26,24 +27,25 @@ Question = tuple[Any, str]
 
 @dataclass(frozen=True)
 class Answers:
-    """What the seeds of one model scored, question by question; a score is the sum of `values` over the sum of `units`."""
+    """What the seeds of one model scored in one task, question by question."""
 
-    values: np.ndarray
-    """[seeds, questions]; of ratios their numerators (log-likelihoods, whose score is bits per unit)."""
-    units: np.ndarray
-    """[questions]: 1, or bytes."""
-    ratio: bool
+    counted: np.ndarray
+    """[2, seeds, questions]: numerators and denominators of the statistic."""
+    statistic: Statistic
 
     def score(self) -> float:
         """As results.json has it, a mean over the seeds."""
-        seeds, questions = self.values.shape
+        _, seeds, questions = self.counted.shape
         return float(self.resampled(np.ones((1, seeds)), np.ones((1, questions)))[0])
 
     def resampled(self, seeds: np.ndarray, questions: np.ndarray) -> np.ndarray:
         """The score under each pair of rows of weights, [n, seeds] and [n, questions]; [n]."""
-        of_questions = (seeds / seeds.sum(axis=1, keepdims=True)) @ self.values
-        found: np.ndarray = (of_questions * questions).sum(axis=1) / (questions @ self.units)
-        return -found / math.log(2) if self.ratio else found
+        of_questions = (seeds / seeds.sum(axis=1, keepdims=True)) @ self.counted
+        return np.asarray(estimate((of_questions * questions).sum(axis=-1).T, self.statistic))
+
+
+Side = Mapping[str, Answers]
+"""One model's answers in each of the tasks that a score is the weighted mean of; of most scores it is one task."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class Difference:
     first: float
     other: float
     interval: tuple[float, float]
-    """95 % of `value`, over the choice of questions, and of seeds where a side has several."""
+    """95 % of `value`, over the choice of questions (of a group's within each of its tasks), and of seeds where a side has
+    several."""
     win_rate: float
-    """Share of questions where the other one is better; those where both score the same count half."""
+    """Share of questions where the other one is better; those where both score the same count half. Of a group the mean of its
+    tasks', weighted as its score is."""
     questions: int
 
     @property
@@ -76,19 +80,36 @@ def difference(
 ) -> Difference | None:
     """Of the score `name` (results.py) between two models, each the folders of `run` of its seeds.
 
-    None where a folder has no samples of the score, or the two have no question in common.
+    None where a folder has no samples of the score, where the two have no question in common, and where the score is no
+    statistic (statistic.py) of what questions scored.
     """
-    read = [[_read(name, folder) for folder in side] for side in (first, other)]
-    every = [found for side in read for found in side]
-    shared = sorted(set.intersection(*(set(found) for found in every)), key=str)
-    if not shared:
-        return None
-    one, two = (_answers(side, shared) for side in read)
-    return Difference(one.score(), two.score(), _interval(one, two, seed), _win_rate(one, two, higher_is_better), len(shared))
+    records = {folder: json.loads((folder / "results.json").read_text(encoding="utf8")) for folder in [*first, *other]}
+    weights: dict[str, float] = records[first[0]].get("groups", {}).get(name, {name: 1.0})
+    one: dict[str, Answers] = {}
+    two: dict[str, Answers] = {}
+    for part in weights:
+        statistics = {record.get("statistics", {}).get(part) for record in records.values()}
+        if len(statistics) > 1 or (statistic := statistics.pop()) is None:
+            return None
+        sides = [[_read(part, folder, statistic) for folder in side] for side in (first, other)]
+        shared = sorted(set.intersection(*(set(found) for side in sides for found in side)), key=str)
+        if not shared:
+            return None
+        one[part], two[part] = (
+            Answers(np.moveaxis(np.array([[found[question] for question in shared] for found in side]), -1, 0), statistic)
+            for side in sides
+        )
+    return Difference(
+        first=sum(weight * one[part].score() for part, weight in weights.items()),
+        other=sum(weight * two[part].score() for part, weight in weights.items()),
+        interval=_interval(one, two, weights, seed),
+        win_rate=sum(weight * _win_rate(one[part], two[part], higher_is_better) for part, weight in weights.items()),
+        questions=sum(answers.counted.shape[-1] for answers in one.values()),
+    )
 
 
-def _read(name: str, folder: Path) -> dict[Question, Any]:
-    """What each question scored; a number, or (log-likelihood, units)."""
+def _read(name: str, folder: Path, statistic: Statistic) -> dict[Question, np.ndarray]:
+    """What each question scored: numerator and denominator, [2]."""
     _, task, *mode, metric = name.split("/")
     path = folder / "samples" / f"{'_'.join([task, *mode])}.jsonl"
     found = {}
@@ -96,18 +117,11 @@ def _read(name: str, folder: Path) -> dict[Question, Any]:
         for called, value in line["scores"].items():
             if metric in (called, f"{called}_{line['filter']}"):
                 found[line["question"], line["question_sha256"]] = value
-    return found
+    return dict(zip(found, counts(list(found.values()), statistic), strict=True)) if found else {}
 
 
-def _answers(side: Sequence[dict[Question, Any]], shared: Sequence[Question]) -> Answers:
-    values = np.array([[found[question] for question in shared] for found in side], dtype=float)
-    if values.ndim == 2:
-        return Answers(values, np.ones(len(shared)), ratio=False)
-    return Answers(values[..., 0], values[0, :, 1], ratio=True)
-
-
-def _interval(one: Answers, two: Answers, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap: both sides get the same questions, each its own draw of its seeds."""
+def _interval(one: Side, two: Side, of_tasks: Mapping[str, float], seed: int) -> tuple[float, float]:
+    """Percentile bootstrap: both sides get the same questions of each task, each its own draw of its seeds."""
     draw = np.random.default_rng(seed)
 
     def weights(count: int, size: int) -> np.ndarray:
@@ -116,14 +130,16 @@ def _interval(one: Answers, two: Answers, seed: int) -> tuple[float, float]:
     found = []
     for start in range(0, RESAMPLES, CHUNK):
         count = min(CHUNK, RESAMPLES - start)
-        questions = weights(count, len(one.units))
-        before, after = (side.resampled(weights(count, len(side.values)), questions) for side in (one, two))
-        found.append(after - before)
-    low, high = np.percentile(np.concatenate(found), (2.5, 97.5))
-    return float(low), float(high)
+        questions = {part: weights(count, answers.counted.shape[-1]) for part, answers in one.items()}
+        sums = []
+        for side in (one, two):
+            seeds = weights(count, next(iter(side.values())).counted.shape[1])  # of a seed all tasks
+            sums.append(sum(of_tasks[part] * answers.resampled(seeds, questions[part]) for part, answers in side.items()))
+        found.append(sums[1] - sums[0])
+    return ends(np.concatenate(found))
 
 
 def _win_rate(one: Answers, two: Answers, higher_is_better: bool) -> float:
     """More log-likelihood is better, though fewer bits are."""
-    signs = np.sign(two.values.mean(axis=0) - one.values.mean(axis=0))
-    return float((signs * (1 if higher_is_better or one.ratio else -1) + 1).mean() / 2)
+    signs = np.sign(two.counted[0].mean(axis=0) - one.counted[0].mean(axis=0))
+    return float((signs * (1 if higher_is_better or one.statistic in LOG_LIKELIHOODS else -1) + 1).mean() / 2)

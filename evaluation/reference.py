@@ -8,6 +8,7 @@ Two runs are compared where they have seen as many tokens, or at the same step w
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,15 @@ def load_reference(text: str) -> Reference:
     return Reference(name, level=level)
 
 
+def load_references(given: Sequence[str]) -> list[Reference]:
+    """Each of `load_reference`; raises UserError for two of one name, too."""
+    found = [load_reference(text) for text in given]
+    for name, count in Counter(reference.name for reference in found).items():
+        if count > 1:
+            raise UserError(f"--reference: {count} are named {name}, and scores are drawn by name; give each one of its own")
+    return found
+
+
 def read_records(folder: Path) -> list[Record]:
     """Every FOLDER/*/results.json, in the order of steps; those without a step cannot be drawn and are left out.
 
@@ -108,22 +118,23 @@ def behind(ours: Record, theirs: Record) -> dict[str, str]:
     return found
 
 
-def draw(run: str, ours: Sequence[Record], reference: Reference | None, path: Path) -> None:
-    """A panel a score: the run's curve with the interval of its questions, the reference dashed, chance dotted; over tokens
-    where all checkpoints know them, else over steps."""
+def draw(run: str, ours: Sequence[Record], references: Sequence[Reference], path: Path) -> None:
+    """A panel a score: the run's curve with the interval of its questions, references dashed, chance dotted; over tokens where
+    all checkpoints know them, else over steps."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(name for record in ours for name in record["results"]))
-    beside = reference.beside(ours) if reference else []
-    axis = "tokens" if all(record["tokens"] for record in [*ours, *beside]) else "step"
+    curves: list[tuple[str, Sequence[Record], str]] = [(run, ours, "C0.-")]
+    curves += [(one.name, one.beside(ours), f"C{number}.--") for number, one in enumerate(references, start=1)]
+    axis = "tokens" if all(record["tokens"] for _, records, _ in curves for record in records) else "step"
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     figure, panels = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 2.9 * rows), squeeze=False, layout="constrained")
     for panel, name in zip(panels.flat, names, strict=False):
-        for label, records, style in ((run, ours, "C0.-"), (reference.name if reference else "", beside, "C1.--")):
+        for label, records, style in curves:
             scored = [record for record in records if name in record["results"]]
             places = [record[axis] for record in scored]
             if scored:

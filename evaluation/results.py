@@ -5,40 +5,45 @@
     OUT_DIR/samples/TASK.jsonl     a line a question: response, target, scores, the prompt's hash
     OUT_DIR/depth_length_TASK.png  of tasks whose questions have a depth and a length (heat_map.py)
 
-A score's name is eval/TASK/METRIC, or eval/TASK/MODE/METRIC through a chat template. Two metrics are added to every
-multiple-choice task: acc_tokens, whose likelihoods are divided by the answers' tokens (lm-eval has characters, acc_norm, and
-bytes, acc_bytes), and gold_bits_per_byte, the right answer's negative log-likelihood: it moves long before any accuracy does.
+A score's name is eval/TASK/METRIC, or eval/TASK/MODE/METRIC through a chat template. Of every multiple-choice task the
+likelihoods are compared by character (acc_norm), byte (acc_bytes) and token (acc_tokens), also where lm-eval's file of the
+task lists none of them, and gold_bits_per_byte is the right answer's negative log-likelihood: it moves before any accuracy
+does.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from evaluation.statistic import Statistic, counts, estimate, interval, statistic_of
+from evaluation.suite import NAMED_METRICS
 from smol_console import table
 
-RESAMPLES = 1000
-"""Of questions, for an interval; its ends are then good to about a tenth of its width."""
 UNIFORM_BYTE = 8.0
 """Bits per byte of a model that knows nothing: 256 bytes, all alike."""
 
 
-class Scores(NamedTuple):
-    """What one metric of one task came to."""
+class Score(NamedTuple):
+    """What one metric of one task, or of a group, came to."""
 
     metric: str
     """Its name alone; scores have the filter's name after it where a task has several."""
+    chosen: str
+    """The filter."""
     value: float
     interval: tuple[float, float] | None
-    """95 %, over the choice of questions, of a group's within each of its tasks; None where lm-eval's aggregation is neither a
-    mean nor a ratio."""
+    """95 %, over the choice of questions, of a group's within each of its tasks; None where there is no statistic."""
     chance: float | None
     """Of a model that guesses; None where that is not known."""
     higher_is_better: bool
+    statistic: Statistic | None = None
+    """None also of a group, whose tasks have theirs."""
+    counted: np.ndarray | None = None
+    """What the statistic is of, [questions, 2]."""
 
 
 Samples = list[dict[str, Any]]
@@ -59,68 +64,53 @@ def score_name(task: str, mode: str, metric: str) -> str:
 
 
 def add_likelihood_metrics(samples: Samples, count_tokens: CountTokens) -> None:
-    """acc_tokens and gold_bits_per_byte into the samples of a multiple-choice task with one right answer each."""
+    """NAMED_METRICS into the samples of a multiple-choice task with one right answer each, but for what lm-eval has put there.
+
+    Each has "gold", the right answer's place, and "answers", the texts by whose lengths likelihoods are divided.
+    """
     for sample in samples:
         gold = sample["gold"]
         if not isinstance(gold, int) or "acc_mutual_info" in sample:  # which asks for each answer alone too
             continue
         likelihoods = [float(response[0][0]) for response in sample["resps"]]
-        tokens = [count_tokens(*arguments) for arguments in sample["arguments"]]
-        text = sample["arguments"][gold][1].encode()
-        sample["acc_tokens"] = float(int(np.argmax(np.divide(likelihoods, tokens))) == gold)
-        sample["gold_bits_per_byte"] = (likelihoods[gold], len(text))
+        lengths = {
+            "acc_norm": [len(answer) for answer in sample["answers"]],
+            "acc_bytes": [len(answer.encode()) for answer in sample["answers"]],
+            "acc_tokens": [count_tokens(*arguments) for arguments in sample["arguments"]],
+        }
+        for metric, sizes in lengths.items():
+            if metric not in sample:
+                sample[metric] = float(int(np.argmax(np.divide(likelihoods, sizes))) == gold)
+        sample["gold_bits_per_byte"] = (likelihoods[gold], len(sample["arguments"][gold][1].encode()))
 
 
 def scores_of(
-    samples: Samples, reported: Mapping[str, float], higher_is_better: Mapping[str, bool], seed: int
-) -> dict[str, Scores]:
+    samples: Samples,
+    reported: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+    aggregations: Mapping[str, Callable[..., Any]],
+    seed: int,
+) -> dict[str, Score]:
     """By metric: lm-eval's own value where there is one (`reported`, by metric and filter), its interval, its chance."""
-    ours = {"acc_tokens": True, "gold_bits_per_byte": False}
-    found: dict[str, Scores] = {}
+    better = {metric: metric != "gold_bits_per_byte" for metric in NAMED_METRICS}
+    found: dict[str, Score] = {}
     filters = sorted({sample["filter"] for sample in samples})
     for chosen in filters:
         rows = [sample for sample in samples if sample["filter"] == chosen]
-        for metric, better in {**higher_is_better, **ours}.items():
-            values = [row[metric] for row in rows if metric in row]
-            if not values:
+        for metric, higher in {**higher_is_better, **better}.items():
+            if not (values := [row[metric] for row in rows if metric in row]):
                 continue
-            value = reported.get(f"{metric},{chosen}")
-            measured = value if isinstance(value, int | float) else float(_estimate(np.ones((1, len(values))), values)[0])
+            statistic: Statistic | None
+            if (value := reported.get(f"{metric},{chosen}")) is None:  # of NAMED_METRICS
+                statistic = "mean" if higher else "bits"
+                value = float(estimate(counts(values, statistic).sum(axis=0), statistic))
+            else:
+                statistic = statistic_of(aggregations[metric], values, value)
+            counted = counts(values, statistic) if statistic else None
+            within = interval(values, statistic, seed) if statistic else None
             name = metric if len(filters) == 1 else f"{metric}_{chosen}"
-            found[name] = Scores(metric, float(measured), interval(values, seed), _chance(metric, rows), better)
+            found[name] = Score(metric, chosen, float(value), within, _chance(metric, rows), higher, statistic, counted)
     return found
-
-
-def interval(values: Sequence[Any], seed: int) -> tuple[float, float] | None:
-    """95 % percentile bootstrap over questions: of the mean of numbers, or of the bits per unit of (log-likelihood, units)."""
-    draws = resampled(values, seed)
-    return None if draws is None else ends(draws)
-
-
-def resampled(values: Sequence[Any], seed: int | Sequence[int]) -> np.ndarray | None:
-    """The metric of RESAMPLES draws of as many questions, with replacement; None for values of another kind."""
-    try:
-        drawn = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-        return _estimate(drawn, values)
-    except (ValueError, TypeError):
-        return None
-
-
-def ends(draws: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of resampled values."""
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def _estimate(weights: np.ndarray, values: Sequence[Any]) -> np.ndarray:
-    """A metric for each row of weights [n, questions]."""
-    array = np.asarray(values, dtype=float)
-    if array.ndim == 1:
-        return weights @ array / weights.sum(axis=1)
-    if array.shape[1:] != (2,):
-        raise ValueError("neither numbers nor ratios")
-    log_likelihoods, units = (weights @ array).T
-    return -log_likelihoods / units / math.log(2)
 
 
 def _chance(metric: str, rows: Samples) -> float | None:

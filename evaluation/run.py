@@ -15,31 +15,24 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
+import smol_progress
 from evaluation import judge
 from evaluation.client import Server
 from evaluation.engine import LocalModel, ask, check_generation, quiet, system_message, template_arguments
-from evaluation.record import record_task
+from evaluation.record import EMPTY, record_task
 from evaluation.server import ServedModel
 from evaluation.suite import Mode, Suite, SuiteTask
 from evaluation.tasks import Loaded, load_tasks
 from smol_config import UserError
+from smol_progress import Progress
 
 PACKAGES = ("lm_eval", "transformers", "torch", "datasets", "tokenizers")
-
-
-class Training(NamedTuple):
-    """How far the training behind a folder had come, as far as that can be read from it."""
-
-    step: int | None
-    tokens: int | None
-    learning_rate_share: float | None = None
-    """Of the highest that the run had up to there: 1 in a stable phase, less once it decays."""
 
 
 def show(hf_dir: Path, suite: Suite, asked: Sequence[SuiteTask], count: int) -> None:
@@ -107,7 +100,7 @@ def run(
     record: dict[str, Any] = {
         "model": str(hf_dir),
         **training._asdict(),
-        **{key: {} for key in ("results", "intervals", "chance", "higher_is_better", "parts", "tasks")},
+        **{key: {} for key in EMPTY},
         "not_run": missing,
         "seconds": {},
         "subset": subset,
@@ -147,27 +140,21 @@ def check_model(hf_dir: Path) -> None:
         raise UserError(f"{hf_dir}: parity.json says that it is not its checkpoint; export it again before it is scored")
 
 
-def training_of(hf_dir: Path) -> Training:
-    """From the checkpoint that parity.json names, TRL's trainer_state.json, or the end of the folder's name."""
+def training_of(hf_dir: Path) -> Progress:
+    """From an export's training.json, TRL's trainer_state.json, or the end of the folder's name.
+
+    Raises UserError for a training.json that cannot be read.
+    """
+    try:
+        if told := smol_progress.read(hf_dir):
+            return told
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{hf_dir / smol_progress.NAME} is damaged ({error}); export the checkpoint again") from error
     with contextlib.suppress(OSError, ValueError, KeyError):
         state = json.loads((hf_dir / "trainer_state.json").read_text(encoding="utf8"))
-        return Training(state["global_step"], state.get("num_input_tokens_seen"))
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        checkpoint = Path(json.loads((hf_dir / "parity.json").read_text(encoding="utf8"))["checkpoint"])
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf8"))
-        return Training(state["step"], state["tokens"], _learning_rate_share(checkpoint.parent, state["step"]))
+        return Progress(state["global_step"], state.get("num_input_tokens_seen"))
     named = re.search(r"(?:step|checkpoint|iter)[_-]0*(\d+)$", hf_dir.name)
-    return Training(int(named[1]) if named else None, None)
-
-
-def _learning_rate_share(run: Path, step: int) -> float | None:
-    """From the run's metrics.jsonl; None where it has no line of the step."""
-    rates = {}
-    with contextlib.suppress(OSError, ValueError), (run / "metrics.jsonl").open(encoding="utf8") as file:
-        for line in map(json.loads, file):
-            if line["step"] <= step and "train/learning_rate" in line:
-                rates[line["step"]] = line["train/learning_rate"]
-    return rates[step] / max(rates.values()) if step in rates and any(rates.values()) else None
+    return Progress(int(named[1]) if named else None)
 
 
 def _check_template(hf_dir: Path, loaded: Sequence[Loaded]) -> None:

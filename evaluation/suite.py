@@ -16,8 +16,8 @@ from smol_config import Section, load_mapping, parse
 
 Mode = Literal["base", "chat", "think", "no_think"]
 Use = Literal["development", "report"]
-NAMED_METRICS = ("acc_tokens", "gold_bits_per_byte")
-"""Of every multiple-choice task, beside lm-eval's: results.py."""
+NAMED_METRICS = ("acc_norm", "acc_bytes", "acc_tokens", "gold_bits_per_byte")
+"""Of every multiple-choice task, beside those that its file lists: results.py."""
 JUDGED = "judged"
 """Of every task with a judge."""
 

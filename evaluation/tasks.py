@@ -178,9 +178,14 @@ def _average(task: Task, repeats: int) -> None:
 
     def over_all(doc: Any, results: list[list[str]]) -> dict[str, float]:
         scores = [one(doc, [response]) for response in results[0]]
-        return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
+        return {metric: _pooled([score[metric] for score in scores]) for metric in scores[0]}
 
     task.process_results = over_all
+
+
+def _pooled(scores: list[Any]) -> Any:
+    """A mean; of lists, as IFEval's of each instruction, one list."""
+    return [item for score in scores for item in score] if isinstance(scores[0], list) else sum(scores) / len(scores)
 
 
 def gold(task: Task, doc: Any) -> Any:

@@ -1,7 +1,7 @@
 """`watch RUN`: every exported checkpoint of a run is evaluated once, on one machine, while the run trains.
 
     RUN/hf/step_N --run.py, in a child that gives way to training--> RUN/evaluations/SUITE/step_N
-        --scalars.py--> RUN/tensorboard/evaluations, evaluations_by_tokens        --reference.py--> SUITE/scores.png, warnings
+        --scalars.py--> RUN/tensorboard/evaluations, evaluations_by_tokens        --reference.py--> SUITE/scores.png, alerts
     with --vibe: --vibe.py--> RUN/evaluations/vibe/step_N.json --> RUN/evaluations/vibe.html, a column a checkpoint
 
 What is done is on disk, so a watcher may be killed and started again at any time: a folder of results gets its name when it is
@@ -20,8 +20,8 @@ from typing import Any
 from conversion import background
 from conversion.export_records import UNKNOWN, export_name, exported, step_of_export, to_be_exported
 from conversion.service import Stop, say, stop_signals
-from conversion.watching import append_line, read_lines, rounds, sole_worker, wait_for
-from evaluation.reference import Record, Reference, behind, draw, load_reference, read_records
+from conversion.watching import Tell, append_line, read_lines, rounds, sole_worker, telling, wait_for
+from evaluation.reference import Record, Reference, behind, draw, load_references, read_records
 from evaluation.scalars import add_records
 from evaluation.suite import Suite, SuiteTask, load_suite
 from evaluation.vibe import PROMPTS, Column, ask, load_vibe, page
@@ -47,14 +47,20 @@ def watch(options: argparse.Namespace) -> int:
     suite = load_suite(options.suite, options.overrides)
     if not (asked := suite.selected("development")):
         raise UserError(f"{options.suite}: no task has use: development; those for reports are for the finished model: `run`")
-    if options.reference:
-        load_reference(options.reference)  # refused before anything is waited for
+    load_references(options.reference)  # refused before anything is waited for
     folder = run / "evaluations" / options.suite.stem
     with stop_signals() as stop:
         if not wait_for(run, options.every, stop):
             return 0
-        with sole_worker(folder / "watch.lock", "a watcher"):
-            return Watcher(run, folder, suite, asked, options, stop).work()
+        with sole_worker(folder / "watch.lock", "a watcher"), telling(run, _webhook(options.webhook)) as tell:
+            return Watcher(run, folder, suite, asked, options, stop, tell).work()
+
+
+def _webhook(variable: str | None) -> str | None:
+    """The URL in an environment variable: on a command line everybody would read it."""
+    if variable and not os.environ.get(variable):
+        raise UserError(f"--webhook {variable}: not set in the environment; export {variable}=https://... first")
+    return os.environ[variable] if variable else None
 
 
 class Watcher:
@@ -68,9 +74,10 @@ class Watcher:
         asked: Sequence[SuiteTask],
         options: argparse.Namespace,
         stop: Stop,
+        tell: Tell,
     ) -> None:
         self.run, self.folder, self.suite, self.asked = run, folder, suite, asked
-        self.options, self.stop = options, stop
+        self.options, self.stop, self.tell = options, stop, tell
         self.started: dict[int, str] = {line["step"]: line["checkpoint"] for line in read_lines(folder / STARTED_NAME)}
         """Step -> digest."""
         self.failed: dict[tuple[int, str], str] = {}
@@ -190,14 +197,14 @@ class Watcher:
             return
         tensorboard = self.run / "tensorboard"
         add_records(tensorboard, ours)
-        reference = load_reference(self.options.reference) if self.options.reference else None  # it may be training, too
-        if reference:
+        references = load_references(self.options.reference)  # they may be training, too
+        for reference in references:
             add_records(tensorboard, reference.beside(ours), f"reference/{reference.name}")
             self._compare(ours, reference)
-        draw(self.run.name, ours, reference, self.folder / "scores.png")
+        draw(self.run.name, ours, references, self.folder / "scores.png")
 
     def _compare(self, ours: Sequence[Record], reference: Reference) -> None:
-        """Warn of what is behind, each step once."""
+        """Tell of what is behind, each step once."""
         compared = self._compared()
         steps = compared.setdefault(reference.name, {})
         for record in ours:
@@ -206,8 +213,11 @@ class Watcher:
             found = behind(record, theirs)
             for name, told in found.items():
                 say(f"WARNING: step {record['step']}: behind {reference.name}: {name} {told}")
+            if found:
+                told = "; ".join(f"{name} {how}" for name, how in found.items())
+                self.tell("behind", f"step {record['step']:,} is behind {reference.name}: {told}")
             steps[str(record["step"])] = found
-        _write_json(self.folder / BEHIND_NAME, compared)
+            _write_json(self.folder / BEHIND_NAME, compared)
 
     def _forget(self, step: int) -> None:
         """What was made of an export that is no more."""
@@ -265,8 +275,11 @@ def add_parser(commands: Any) -> None:
     command.add_argument(
         "--reference",
         metavar="NAME=PLACE",
-        help="drawn beside: results by step, or published scores as JSON",
+        action="append",
+        default=[],
+        help="drawn beside: results by step, or published scores as JSON; may be given again",
     )
+    command.add_argument("--webhook", metavar="VARIABLE", help="environment variable with the URL that is told what is behind")
     command.add_argument("--vibe", action="store_true", help="ask each checkpoint what vibe asks: RUN/evaluations/vibe.html")
     command.add_argument("--threads", type=whole_number(1), default=2, metavar="N", help="for arithmetic (default 2)")
     command.set_defaults(run=watch)

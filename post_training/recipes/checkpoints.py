@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+import smol_progress
 from data_tools.output import whole_folder, write_whole
 from post_training.recipes.config import RecipeConfig
 from post_training.recipes.model_card import model_card
@@ -96,6 +97,7 @@ def export(checkpoint: Path, start: str, tokenizer: Any, card: Callable[[str], s
     with whole_folder(folder) as working:
         model.save_pretrained(working)
         tokenizer.save_pretrained(working)
+        smol_progress.write(working, smol_progress.progress_of(checkpoint))
         (working / "README.md").write_text(card(model.config.model_type), encoding="utf8")
 
 

@@ -50,13 +50,21 @@ class Alerts(Callback):
         self.poster = threading.Thread(target=self._post_for_ever, name="alerts", daemon=True)
 
     def __enter__(self) -> "Alerts":
-        if self.is_main and self.url:
-            self.poster.start()
+        self.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is not None:
             self.alert("crashed", f"{type(error).__name__}: {str(error).partition(chr(10))[0][:500]}")
+        self.close()
+
+    def open(self) -> None:
+        """From now on messages are posted."""
+        if self.is_main and self.url:
+            self.poster.start()
+
+    def close(self) -> None:
+        """Wait for what is on its way, as drain() does; nothing is posted after it."""
         self.drain()
         self._close()
 

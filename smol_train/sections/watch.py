@@ -107,8 +107,10 @@ AlertEvent = Literal[
     "chain_stopped",
     "upload_lag",
     "scheduler_silent",
+    "behind",
 ]
-"""What can be told: see smol_train/callbacks/alerts.py; from `silent` on by the watcher beside the run, slurm/watch.py."""
+"""What can be told: see smol_train/callbacks/alerts.py; from `silent` on by the watcher beside the run, slurm/watch.py, and
+`behind` by the one that evaluates it, evaluation/watch.py."""
 
 
 class AlertsConfig(Section):

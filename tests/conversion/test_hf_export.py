@@ -47,7 +47,7 @@ def test_an_export_is_a_whole_hugging_face_folder(smollm3_export: Path) -> None:
         "chat_template.jinja",
         "README.md",
         "parity.json",
-    }
+    }, "and no training.json: nothing trained these weights"
     assert not smollm3_export.with_name("hf.partial").exists()
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm3_export)
     assert (type(model).__name__, model.dtype) == ("SmolLM3ForCausalLM", torch.bfloat16)

@@ -16,6 +16,7 @@ from small_models import SMOLLM3, Command
 from tiny_runs import QUICKSTART, tiny_overrides
 
 import pretrain_smol
+import smol_progress
 from conversion import families, training_record
 from conversion.model_card import Exported, _schedule, model_card, table
 from conversion.training_record import Record, hub_name, read_record, tokens_by_dataset
@@ -129,6 +130,13 @@ def test_a_checkpoint_half_way_tells_what_it_has_seen(runs: Runs, tmp_path: Path
     assert "## Evaluation" not in card, "the first evaluation was at step 4"
     card = card_of(command, runs.first / "iter_0000006", tmp_path / "later")
     assert "During training, at step 4," in card
+
+
+def test_an_export_says_how_far_its_training_had_come(runs: Runs, tmp_path: Path, command: Command) -> None:
+    """Warm-up until step 2, a linear decay over the last 4 of 10 steps; a step is 512 tokens."""
+    for step, tokens, share in ((6, 3_072, 1.0), (9, 4_608, 0.25)):
+        assert command("to-hf", runs.first / f"iter_{step:07d}", tmp_path / f"hf_{step}").code == 0
+        assert smol_progress.read(tmp_path / f"hf_{step}") == (step, tokens, pytest.approx(share))
 
 
 def test_held_out_losses_and_parity_are_the_files(runs: Runs, tmp_path: Path, command: Command) -> None:

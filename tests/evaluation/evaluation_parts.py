@@ -31,16 +31,18 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def result(folder: Path, step: int | None, values: dict[str, float], right: list[float] | None = None) -> Path:
-    """A folder of `run`; `right` is what each question scored."""
+def result(folder: Path, step: int | None, values: dict[str, float], right: list[float] | None = None, **more: Any) -> Path:
+    """A folder of `run`; `right` is what each question scored, `more` of its record."""
     record: dict[str, Any] = {
         "step": step,
         "results": values,
         "intervals": {name: [value - 0.02, value + 0.02] for name, value in values.items()},
         "chance": {NAME: 0.25},
         "higher_is_better": {NAME: True, "eval/task/bits": False},
+        "statistics": {NAME: "mean", "eval/task/bits": "bits"},
         "tasks": {"task": {"prompts_sha256": "words"}},
         "versions": {"lm_eval": "0.4.13"},
+        **more,
     }
     path = folder / f"step_{step}"
     path.mkdir(parents=True)
@@ -50,8 +52,8 @@ def result(folder: Path, step: int | None, values: dict[str, float], right: list
     return path
 
 
-def write_samples(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
-    """What each question of "task" scored."""
+def write_samples(folder: Path, scores: Sequence[Mapping[str, Any]], task: str = "task") -> None:
+    """What each question of a task scored."""
     rows = [{"question": n, "question_sha256": f"row {n}", "filter": "none", "scores": each} for n, each in enumerate(scores)]
-    (folder / "samples").mkdir()
-    (folder / "samples" / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "samples" / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

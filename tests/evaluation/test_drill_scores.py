@@ -53,7 +53,8 @@ def scored(root: Path, shares: dict[str, float], seeds: int = 2, questions: int 
             folder = root / f"seed_{seed}" / "scores" / stage if stage != "base" else root / "scores_base"
             (folder / "samples").mkdir(parents=True)
             names = [full_name(f"{mode}/{metric}") for mode in MODES for metric in METRICS]
-            (folder / "results.json").write_text(json.dumps({"results": dict.fromkeys(names, shares[stage])}))
+            record = {"results": dict.fromkeys(names, shares[stage]), "statistics": dict.fromkeys(names, "mean")}
+            (folder / "results.json").write_text(json.dumps(record))
             right = [float(number < shares[stage] * questions) for number in range(questions)]
             rows = [
                 {"question": n, "question_sha256": f"{n}", "filter": "none", "scores": dict.fromkeys(METRICS, value)}

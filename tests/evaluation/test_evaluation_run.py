@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import REPOSITORY
 
+import smol_progress
 from evaluation.__main__ import main
 from evaluation.suite import load_suite
 from smol_console import Progress
@@ -86,6 +87,45 @@ def test_likelihoods_by_token_and_of_the_right_answer_follow_from_lm_evals(
     assert results["eval/colours/gold_bits_per_byte"] == pytest.approx(-log_likelihood / size / np.log(2))
 
 
+def test_normalisations_that_a_task_does_not_list_are_lm_evals(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    """Answers of 2 to 31 characters, of one to four bytes each, so that no two normalisations agree on all questions."""
+    latin, other = (
+        ["no", "höchst ungewiß", "in the far north of the country", "日本語です"],
+        ["zqxj", "øýþðøýþðøý", "日本語です", "𝔞𝔟"],
+    )
+    rows = [
+        {**row, "choices": answers, "answer": number % 4}
+        for answers in (latin, other)
+        for number, row in enumerate(COLOURS * 3)
+    ]
+    every = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")]
+    write_task("alone", rows)
+    write_task("listed", rows, metric_list=every)
+    assert run(base_model, write_suite([{"name": "alone"}, {"name": "listed"}]), tmp_path / "out") == 0
+    made = record(tmp_path / "out")
+    alone, listed = (lines(tmp_path / "out" / "samples" / f"{name}.jsonl") for name in ("alone", "listed"))
+    assert [line["scores"] for line in alone] == [line["scores"] for line in listed]
+    assert len({tuple(line["scores"][name] for line in alone) for name in ("acc", "acc_norm", "acc_bytes")}) == 3
+    for metric in ("acc_norm", "acc_bytes"):
+        name = f"eval/alone/{metric}"
+        assert made["results"][name] == made["results"][f"eval/listed/{metric}"] and made["chance"][name] == 0.25
+        assert made["intervals"][name] == made["intervals"][f"eval/listed/{metric}"]
+
+
+def test_choices_inside_a_question_are_normalised_by_what_follows_them(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+) -> None:
+    """Winogrande's: what is scored is the same text after each choice, so no length can change the order."""
+    inside = {"doc_to_text": "{{answer}}", "doc_to_choice": "{{choices}}", "doc_to_target": " of {{question}}"}
+    choices = [["a", "the very last one of them all"], ["the very last one of all", "red"], ["green", "light blue and grey"]]
+    write_task("inside", [{**row, "choices": pair, "answer": 0} for pair in choices for row in COLOURS], **inside)
+    assert run(base_model, write_suite([{"name": "inside"}]), tmp_path / "out") == 0
+    for scores in (line["scores"] for line in lines(tmp_path / "out" / "samples" / "inside.jsonl")):
+        assert scores["acc_norm"] == scores["acc_bytes"] == scores["acc_tokens"] == scores["acc"]
+
+
 def test_the_multiple_choice_form_lists_the_answers_and_scores_letters(
     base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,11 +182,9 @@ def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
     base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     write_task("colours", COLOURS)
-    model, checkpoint = tmp_path / "export", tmp_path / "run" / "iter_0000050"
+    model = tmp_path / "export"
     shutil.copytree(base_model, model)
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text('{"step": 50, "tokens": 102400}')
-    (model / "parity.json").write_text(json.dumps({"passed": True, "checkpoint": str(checkpoint)}))
+    smol_progress.write(model, smol_progress.Progress(50, 102400, 0.5))
     suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
     for name in ("a", "b"):
         assert run(model, suite, tmp_path / name, "--tensorboard", str(tmp_path / "board")) == 0
@@ -155,6 +193,8 @@ def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
         board = EventAccumulator(str(tmp_path / "board" / folder)).Reload()
         [point] = board.Scalars("eval/colours/acc")
         assert point.step == step and point.value == pytest.approx(record(tmp_path / "a")["results"]["eval/colours/acc"])
+    assert record(tmp_path / "a")["learning_rate_share"] == 0.5
+    (model / "training.json").unlink()
     (model / "trainer_state.json").write_text('{"global_step": 7, "num_input_tokens_seen": 99}')
     assert run(model, suite, tmp_path / "c") == 0
     assert (record(tmp_path / "c")["step"], record(tmp_path / "c")["tokens"]) == (7, 99)
@@ -197,45 +237,6 @@ def test_what_the_hub_does_not_give_is_named_and_the_rest_runs(
     assert "== far cannot be run: Couldn't reach" in capsys.readouterr().out
 
 
-def test_groups_have_their_own_score_and_their_tasks_as_parts(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
-) -> None:
-    for name in ("colours", "again"):
-        write_task(name, COLOURS)
-    (tmp_path / "tasks" / "both.yaml").write_text(
-        "group: both\ntask: [colours, again]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
-    )
-    assert run(base_model, write_suite([{"name": "both"}]), tmp_path / "out") == 0
-    made = record(tmp_path / "out")
-    assert made["results"].keys() == {"eval/both/acc"}
-    assert made["results"]["eval/both/acc"] == made["parts"]["eval/colours/acc"] == made["parts"]["eval/again/acc"]
-
-
-def test_a_groups_interval_is_that_of_the_mean_over_its_tasks(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
-) -> None:
-    rows = [{**row, "question": f"{number}: {row['question']}"} for number in range(15) for row in COLOURS]
-    metrics = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]
-    for name, size in (("many", 120), ("again", 120), ("few", 30)):
-        write_task(name, rows[:size], metric_list=metrics)
-    (tmp_path / "tasks" / "all.yaml").write_text(
-        "group: all\ntask: [many, again, few]\n"
-        "aggregate_metric_list: [{metric: acc, weight_by_size: true}, {metric: acc_norm, weight_by_size: false}]\n"
-    )
-    assert run(base_model, write_suite([{"name": "all"}]), tmp_path / "out") == 0
-    made = record(tmp_path / "out")
-
-    def width(name: str) -> float:
-        low, high = made["intervals"][f"eval/{name}"]
-        return float(high - low)
-
-    for metric, weights in (("acc", (120, 120, 30)), ("acc_norm", (1, 1, 1))):
-        parts = [weight * width(f"{name}/{metric}") for weight, name in zip(weights, ("many", "again", "few"), strict=True)]
-        # Errors of tasks are independent. 1,000 draws give a width to about 5 %, and 30 questions come in steps of 1/30.
-        assert width(f"all/{metric}") == pytest.approx(np.sqrt(np.square(parts).sum()) / sum(weights), rel=0.15)
-        assert made["intervals"][f"eval/all/{metric}"][0] < made["results"][f"eval/all/{metric}"]
-
-
 def test_progress_is_told_by_this_repositorys_console_alone(
     chat_model: Path,
     tmp_path: Path,
@@ -276,18 +277,6 @@ def test_progress_is_told_by_this_repositorys_console_alone(
     assert run(chat_model, suite, tmp_path / "served", "--server", server.url) == 0
     said = capfd.readouterr()
     assert "it/s" not in said.err and "examples/s" not in said.err and "%|" not in said.err
-
-
-def test_a_group_without_a_score_of_its_own_gives_those_of_its_tasks(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("colours", "again"):
-        write_task(name, COLOURS)
-    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [colours, again]\n")
-    assert run(base_model, write_suite([{"name": "both", "metrics": ["acc"]}]), tmp_path / "out") == 0
-    assert record(tmp_path / "out")["results"].keys() == {"eval/colours/acc", "eval/again/acc"}
-    assert run(base_model, write_suite([{"name": "both", "form": "mcf"}]), tmp_path / "mcf") == 2
-    assert "tasks: both is a group; form: mcf is for a task alone" in capsys.readouterr().err
 
 
 def test_questions_that_are_too_long_are_counted_and_told(

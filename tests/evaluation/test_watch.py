@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import alert_channel
 import pytest
 import watcher_process
 from evaluation_parts import COLOURS, NAME, Write, write_samples
@@ -20,6 +21,10 @@ from evaluation.scalars import written
 from evaluation.suite import load_suite
 
 SCORES = {20: 0.5, 40: 0.5, 60: 0.75}
+
+
+def alerts(run: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (run / "alerts.jsonl").read_text().splitlines()]
 
 
 def drawn(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -36,6 +41,7 @@ def scores_of(share: float, step: int, suite: Any, tokens: int | None = None) ->
         "intervals": {NAME: [share - 0.05, share + 0.05]},
         "chance": {NAME: 0.25},
         "higher_is_better": {NAME: True},
+        "statistics": {NAME: "mean"},
         "not_run": {},
         "suite": suite.model_dump(mode="json", exclude_none=True),
     }
@@ -191,8 +197,57 @@ def test_a_run_that_falls_behind_another_at_the_same_tokens_is_warned_of_once(
     assert ("of the difference: -0.3" in said[0]) == samples
     beside = run / "tensorboard" / "evaluations_by_tokens" / "reference" / "wide"
     assert drawn(beside, NAME) == [(20_100, 0.5), (40_100, 0.75), (61_000, pytest.approx(0.9))]
+    [alert] = alerts(run)
+    assert alert["event"] == "behind" and alert["text"].startswith(f"step 40 is behind wide: {NAME} 0.5000 ")
     assert main(command) == 0
-    assert "WARNING" not in capsys.readouterr().out, "told already"
+    assert "WARNING" not in capsys.readouterr().out and alerts(run) == [alert], "told already"
+
+
+def test_what_is_behind_goes_to_the_webhook(
+    run: Path, asked: list[int], tmp_path: Path, write_suite: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_suite([{"name": "task"}])
+    write_result(tmp_path / "other" / "step_20", scores_of(0.9, 20, load_suite(path)))
+    with alert_channel.listening() as channel:
+        monkeypatch.setenv("CHANNEL", channel.url)
+        command = ["watch", str(run), "--suite", str(path), "--once", "--reference", f"wide={tmp_path / 'other'}"]
+        assert main([*command, "--webhook", "CHANNEL"]) == 0
+        [(_, post)] = channel.posts
+    assert post["text"].endswith(f"behind: {alerts(run)[0]['text']}") and post["text"].startswith("run on ")
+
+
+def test_several_references_are_compared_and_drawn_by_name(
+    run: Path, asked: list[int], tmp_path: Path, write_suite: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, pictures = write_suite([{"name": "task"}]), []
+    for name in ("wide", "deep"):
+        write_result(tmp_path / name / "step_20", scores_of(0.9, 20, load_suite(path)))
+    (tmp_path / "paper.json").write_text(json.dumps({NAME: 0.875}))
+    given = [f"wide={tmp_path / 'wide'}", f"deep={tmp_path / 'deep'}", f"paper={tmp_path / 'paper.json'}"]
+    monkeypatch.setattr(watching, "draw", lambda *all_of: pictures.append([one.name for one in all_of[2]]))
+    command = ["watch", str(run), "--suite", str(path), "--once"]
+    assert main([*command, *(word for one in given for word in ("--reference", one))]) == 0
+    assert [alert["text"].partition(":")[0] for alert in alerts(run)] == ["step 20 is behind wide", "step 20 is behind deep"]
+    assert pictures[-1] == ["wide", "deep", "paper"]
+    for name in ("wide", "deep", "paper"):
+        assert drawn(run / "tensorboard" / "evaluations" / "reference" / name, NAME)
+
+
+def test_scores_that_are_lists_are_compared_and_those_without_statistic_left_out(
+    run: Path, asked: list[int], tmp_path: Path, write_suite: Write
+) -> None:
+    """IFEval's by instruction, and F1's pairs, which look like log-likelihoods and units."""
+    inst, f1 = "eval/task/inst", "eval/task/f1"
+    path = write_suite([{"name": "task"}])
+    for folder, followed in ((run / "evaluations" / "suite", False), (tmp_path / "other", True)):
+        record = scores_of(0.5, 20, load_suite(path)) | {"statistics": {inst: "share"}, "intervals": {}}
+        write_result(folder / "step_20", record | {"results": {inst: 0.25 + 0.5 * followed, f1: 0.5 * followed}}, samples=False)
+        write_samples(folder / "step_20", [{"inst": [True, followed, followed, False], "f1": [1, int(followed)]}] * 50)
+    for step in (40, 60):
+        shutil.rmtree(run / "hf" / f"step_{step}")
+    assert main(["watch", str(run), "--suite", str(path), "--once", "--reference", f"wide={tmp_path / 'other'}"]) == 0
+    [alert] = alerts(run)
+    assert f"{inst} 0.2500 beside 0.7500" in alert["text"] and f1 not in alert["text"] and not asked
 
 
 def test_without_tokens_the_same_step_is_compared(
@@ -226,7 +281,7 @@ def test_the_picture_holds_both(tmp_path: Path, write_suite: Write, monkeypatch:
     monkeypatch.setattr(Axes, "plot", noted)
     suite = load_suite(write_suite([{"name": "task"}]))
     ours = [scores_of(share, step, suite, tokens) for share, step, tokens in ((0.5, 20, 200), (0.75, 40, 400))]
-    draw("mine", ours, Reference("paper", level={NAME: 0.875}), tmp_path / "scores.png")
+    draw("mine", ours, [Reference("paper", level={NAME: 0.875})], tmp_path / "scores.png")
     assert [line for line in plotted if line[1]] == [
         ("mine", [200, 400], [0.5, 0.75]),
         ("paper", [200, 400], [0.875, 0.875]),
@@ -234,7 +289,7 @@ def test_the_picture_holds_both(tmp_path: Path, write_suite: Write, monkeypatch:
     ]
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
     plotted.clear()
-    draw("mine", ours, Reference("wide", [scores_of(0.5, 30, suite)]), tmp_path / "scores.png")
+    draw("mine", ours, [Reference("wide", [scores_of(0.5, 30, suite)])], tmp_path / "scores.png")
     assert [line[1] for line in plotted[:2]] == [[20, 40], [30]], "over steps, where a side does not know its tokens"
 
 
@@ -280,7 +335,13 @@ def test_where_no_task_could_be_reached_there_is_nothing_to_draw(
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(
-    run: Path, asked: list[int], base_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    asked: list[int],
+    base_model: Path,
+    tmp_path: Path,
+    write_suite: Write,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     suite = write_suite([{"name": "task"}])
 
@@ -302,6 +363,13 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     )
     (tmp_path / "scores.json").write_text('{"eval/task/acc": "high"}')
     refused("cannot be read (could not convert string to float", run, "--reference", f"a={tmp_path / 'scores.json'}")
+    paper = tmp_path / "paper.json"
+    paper.write_text("{}")
+    twice = ["--reference", f"a={paper}", "--reference", f"a={paper}"]
+    refused("--reference: 2 are named a, and scores are drawn by name; give each one of its own", run, *twice)
+    refused("--webhook NO_SUCH: not set in the environment; export NO_SUCH=https://... first", run, "--webhook", "NO_SUCH")
+    monkeypatch.setenv("CHANNEL", "ftp://host")
+    refused("the webhook: webhook='ftp://ho'... is not an http or https URL", run, "--webhook", "CHANNEL")
     with sole_worker(run / "evaluations" / "suite" / "watch.lock", "a test"):
         refused("has a watcher already", run)
     write_result(run / "evaluations" / "suite" / "step_20", scores_of(0.5, 20, load_suite(suite, ["seed=3"])))

@@ -18,6 +18,7 @@ import pytest
 from recipe_kit import metrics, run, without_times, write_config
 from safetensors.numpy import load_file
 
+import smol_progress
 from post_training.recipes import exit_codes
 from post_training.recipes.checkpoints import remove_old, tokens_of, whole_checkpoints
 from post_training.recipes.config import RECIPES
@@ -101,6 +102,13 @@ def test_each_checkpoint_is_a_model_that_plain_transformers_loads(whole: Path) -
     assert model.config.eos_token_id == tokenizer.eos_token_id and "generation" in tokenizer.chat_template
     weights = load_file(whole / "iter_0000010/model.safetensors")
     assert (model.model.norm.weight.detach().numpy() == weights["model.norm.weight"]).all()
+
+
+def test_each_model_says_how_far_its_training_had_come(whole: Path) -> None:
+    rates = {line["step"]: line["train/learning_rate"] for line in metrics(whole)}
+    for step in (4, 8, 10):
+        tokens, share = tokens_of(whole / f"iter_{step:07d}"), rates[step] / max(rates[s] for s in rates if s <= step)
+        assert smol_progress.read(whole / "hf" / f"step_{step}") == (step, tokens, pytest.approx(share))
 
 
 def test_each_model_has_a_card_of_its_own_step(whole: Path) -> None:
