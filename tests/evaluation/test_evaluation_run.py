@@ -1,6 +1,7 @@
 """`python -m evaluation run` and `show`: lm-eval's scores, and everything that they depend on beside them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -339,7 +340,18 @@ def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Pa
             assert ours[f"eval/{task}/{metric}"] == pytest.approx(metrics[metric], rel=1e-9), (task, metric)
 
 
-def test_every_suite_that_ships_is_valid_and_finds_its_folders() -> None:
-    for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml")):
-        suite = load_suite(path)
-        assert all(folder.is_dir() for folder in suite.folders), path
+SUITES = [load_suite(path) for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml"))]
+
+
+def test_every_suite_that_ships_finds_its_folders() -> None:
+    assert all(folder.is_dir() for suite in SUITES for folder in suite.folders)
+
+
+def test_the_table_of_engines_has_every_task_of_the_suites() -> None:
+    _, _, after = (REPOSITORY / "docs" / "evaluation.md").read_text().partition("| task | transformers | server |\n")
+    table, _, _ = after.partition("\n\n")
+    rows = [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()]
+    names = [name for row in rows for name in row - {"cf", "mcf"}]
+    assert sorted(names) == sorted({task.name for suite in SUITES for task in suite.tasks})
+    lettered = {task.name for suite in SUITES for task in suite.tasks if task.form == "mcf"}
+    assert lettered <= {name for row in rows if "mcf" in row for name in row} | {"cloze_docs"}
