@@ -128,6 +128,19 @@ def test_annealing_gives_three_fifths_to_the_candidate(monkeypatch: pytest.Monke
     assert weights["dclm"] == pytest.approx(0.4 * running.weights["dclm"])
 
 
+def test_the_rotary_base_is_judged_at_the_lengths_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUN_ROOT", "DATA_ROOT"):
+        monkeypatch.setenv(name, "/somewhere")
+    sweep = load_sweep(CONFIGS / "rope_theta.yaml")
+    assert sweep.suite
+    suite = load_suite(sweep.suite, sweep.suite_overrides)
+    trained = arms(CONFIGS / "rope_theta.yaml", sweep)["baseline"].data.sequence_length
+    ruler, short = suite.selected("development")
+    assert (ruler.name, short.name) == ("smollm3_ruler", "gsm8k")
+    assert suite.max_length == max(suite.data["max_seq_lengths"]) == trained
+    assert ruler.metrics == tuple(str(length) for length in suite.data["max_seq_lengths"])
+
+
 def test_the_first_ablations_have_the_sizes_that_the_playbook_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RUN_ROOT", "DATA_ROOT"):
         monkeypatch.setenv(name, "/somewhere")

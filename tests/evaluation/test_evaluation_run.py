@@ -300,6 +300,20 @@ def test_questions_that_are_too_long_are_counted_and_told(
     assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", ["requests.ConnectionError('no route to far')", "LookupError('no route to punkt')"])
+def test_what_another_server_than_the_hub_does_not_give_is_named(
+    error: str, base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of RULER: questions of its own by requests, sentences by NLTK."""
+    write_task("colours", COLOURS)
+    (tmp_path / "tasks" / "far.py").write_text(f"import requests\ndef rows(**_): raise {error}\n")
+    far = (tmp_path / "tasks" / "colours.yaml").read_text().replace("task: colours", "task: far")
+    (tmp_path / "tasks" / "far.yaml").write_text(f"{far}custom_dataset: !function far.rows\n")
+    assert run(base_model, write_suite([{"name": "far"}, {"name": "colours"}]), tmp_path / "out") == 1
+    assert record(tmp_path / "out")["not_run"].keys() == {"far"} and record(tmp_path / "out")["results"]
+    assert "not run: far: no route to" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
     base_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
@@ -309,12 +323,12 @@ def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "instruct"])
+@pytest.mark.parametrize("name", ["base", "instruct", "ruler"])
 def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
     name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
-    for use in ("development", "report"):
+    for use in sorted({task.use for task in load_suite(path).tasks}):
         assert run(base_model, path, tmp_path / use, "--use", use) == 1
         made = record(tmp_path / use)
         assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
