@@ -19,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import REPOSITORY
 
 from evaluation.__main__ import main
+from evaluation.reference import load_reference
+from evaluation.results import score_name
 from evaluation.suite import load_suite
 from smol_console import Progress
 
@@ -359,6 +361,18 @@ SUITES = [load_suite(path) for path in sorted((REPOSITORY / "evaluation" / "suit
 
 def test_every_suite_that_ships_finds_its_folders() -> None:
     assert all(folder.is_dir() for suite in SUITES for folder in suite.folders)
+
+
+@pytest.mark.parametrize("name", ["base", "ruler", "instruct"])
+def test_published_scores_have_the_names_of_the_suites_scores(name: str) -> None:
+    path = REPOSITORY / "evaluation" / "smollm3" / f"published_{name}.json"
+    level = load_reference(f"card={path}").level
+    tasks = load_suite(REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml").tasks
+    metrics = {score_name(task.label, mode, ""): task.metrics for task in tasks for mode in task.modes}
+    assert level and {f"{score.rpartition('/')[0]}/" for score in level} <= metrics.keys()
+    for score, value in level.items():
+        start, _, metric = score.rpartition("/")
+        assert 0 < value < 1 and metric in (metrics[f"{start}/"] or [metric]), score
 
 
 def test_the_table_of_engines_has_every_task_of_the_suites() -> None:
