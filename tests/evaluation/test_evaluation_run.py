@@ -302,6 +302,22 @@ def test_questions_that_are_too_long_are_counted_and_told(
     assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
 
 
+def test_the_table_shows_each_score_with_its_interval_and_chance(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", COLOURS)
+    suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
+    assert run(base_model, suite, tmp_path / "out") == 0
+    said, made = capsys.readouterr().out, record(tmp_path / "out")
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith("eval/")}
+    assert rows.keys() == made["results"].keys() and len(rows) == 2
+    for name, row in rows.items():
+        low, high = made["intervals"][name]
+        chance = f"{1 / 3:.4f}" if name.endswith("/acc") else "-"
+        assert row == [f"{made['results'][name]:.4f}", f"{low:.4f}", "..", f"{high:.4f}", chance]
+    assert f"wrote {tmp_path / 'out' / 'results.json'} and the samples beside it" in said
+
+
 @pytest.mark.parametrize("error", ["requests.ConnectionError('no route to far')", "LookupError('no route to punkt')"])
 def test_what_another_server_than_the_hub_does_not_give_is_named(
     error: str, base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
@@ -354,6 +370,28 @@ def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Pa
         assert shared
         for metric in shared:
             assert ours[f"eval/{task}/{metric}"] == pytest.approx(metrics[metric], rel=1e-9), (task, metric)
+
+
+@pytest.mark.slow
+def test_lm_evals_own_command_writes_and_scores_the_same_chat(chat_model: Path, tmp_path: Path, write_suite: Write) -> None:
+    """The template, its system message and argument, and greedy answers, letter for letter."""
+    short = {"max_gen_toks": 16}
+    suite = write_suite([{"name": "instructions", "modes": ["no_think"], "generation": short}], system="Be brief.")
+    assert run(chat_model, suite, tmp_path / "out") == 0
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "16"]
+    command += ["--model_args", f"pretrained={chat_model},dtype=float32,enable_thinking=False", "--tasks", "instructions"]
+    command += ["--apply_chat_template", "--system_instruction", "/no_think\n\nBe brief.", "--gen_kwargs", "max_gen_toks=16"]
+    command += ["--include_path", str(OFFLINE), "--output_path", str(tmp_path / "theirs"), "--log_samples"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    [path] = (tmp_path / "theirs").rglob("results_*.json")
+    theirs, ours = json.loads(path.read_text())["results"]["instructions"], record(tmp_path / "out")["results"]
+    for metric in ("followed", "all_followed"):
+        assert ours[f"eval/instructions/no_think/{metric}"] == pytest.approx(theirs[f"{metric},none"], rel=1e-9), metric
+    [path] = (tmp_path / "theirs").rglob("samples_*.jsonl")
+    answers = {line["doc_id"]: (line["prompt_hash"], line["resps"]) for line in lines(path)}
+    found = lines(tmp_path / "out" / "samples" / "instructions_no_think.jsonl")
+    assert {line["question"]: (line["prompt_sha256"], line["responses"]) for line in found} == answers
+    assert len({line["responses"][0][0] for line in found}) > 1
 
 
 SUITES = [load_suite(path) for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml"))]
