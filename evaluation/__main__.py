@@ -32,7 +32,7 @@ from smol_data.config import DataConfig
 WINDOWS = 256
 """Of each held-out set, where the configuration has no evaluation.windows: the trainer's default."""
 
-OVERRIDDEN = ("run", "show", "watch", "ablate")
+OVERRIDDEN = ("run", "show", "prefetch", "watch", "ablate")
 """Commands that take key=value."""
 
 
@@ -167,11 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, overrides = parser.parse_known_args(arguments)  # key=value after HF_DIR and options, where argparse takes none
     options.overrides = overrides
-    if wrong := [
-        word
-        for word in overrides
-        if word.startswith("-") or options.command not in ("run", "show", "prefetch", "watch", "ablate")
-    ]:
+    if wrong := [word for word in overrides if word.startswith("-") or options.command not in OVERRIDDEN]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     return exit_code(lambda: int(options.run(options)))
 

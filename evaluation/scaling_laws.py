@@ -77,6 +77,8 @@ class PowerLaw(NamedTuple):
 
     coefficient: float
     exponent: float
+    exponent_interval: tuple[float, float] | None = None
+    """95 %, by Student's t over the scatter of the bests; None with two computes, whose line goes through both."""
 
     def at(self, compute: float) -> float:
         """The value at `compute` FLOPs."""
@@ -226,5 +228,10 @@ def fit_power(best: Sequence[Best]) -> PowerLaw | None:
     inside = [one for one in best if not one.at_edge]
     if len({one.compute for one in inside}) < 2:
         return None
-    exponent, coefficient = np.polyfit(np.log([one.compute for one in inside]), np.log([one.value for one in inside]), 1)
-    return PowerLaw(float(np.exp(coefficient)), float(exponent))
+    from scipy.stats import linregress, t
+
+    line = linregress(np.log([one.compute for one in inside]), np.log([one.value for one in inside]))
+    free = len(inside) - 2
+    half = float(t.ppf(0.975, free) * line.stderr) if free else None
+    exponent = float(line.slope)
+    return PowerLaw(math.exp(line.intercept), exponent, None if half is None else (exponent - half, exponent + half))

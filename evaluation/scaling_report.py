@@ -121,7 +121,11 @@ def _told_setting(setting: str, found: Sequence[Best], law: PowerLaw | None) -> 
     print(f"\nbest {setting}")
     rows = [[short(one.compute), f"{one.value:.4g}", "the edge of what was tried" if one.at_edge else ""] for one in found]
     print(table(["FLOPs", "best", ""], rows))
-    print(f"{setting} = {law.coefficient:.4g} x C^{law.exponent:.4f}" if law else "too few for a power law: two computes")
+    if law:
+        within = "{:.4f} .. {:.4f}".format(*law.exponent_interval) if law.exponent_interval else "not known from two computes"
+        print(f"{setting} = {law.coefficient:.4g} x C^{law.exponent:.4f}; 95 % of the exponent: {within}")
+    else:
+        print("too few for a power law: two computes")
     return {"best": [one._asdict() for one in found], "law": law._asdict() if law else None}
 
 

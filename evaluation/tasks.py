@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import requests
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
 from jinja2 import UndefinedError
@@ -21,6 +22,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.filters.selection import TakeFirstFilter
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from evaluation.results import without_reasoning
@@ -29,8 +31,12 @@ from evaluation.task_names import own_tasks
 from smol_config import UserError, nearest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-UNREACHABLE = (ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, ImportError, AssertionError)
-"""What comes of data that the Hub does not give and of packages that are missing, or (lm-eval's AssertionError) too old."""
+UNREACHABLE = (
+    *(ConnectionError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, requests.RequestException),
+    *(ImportError, AssertionError, LookupError),
+)
+"""What comes of data that the Hub, or a server of a task's own, does not give, and of packages that are missing, too old
+(lm-eval's AssertionError) or without the data that they load (NLTK's LookupError)."""
 
 
 class Loaded(NamedTuple):
@@ -83,7 +89,7 @@ def fetch(suite: Suite, hf_dir: Path | None) -> Iterator[tuple[str, str | None]]
     for one in {one.name: one for one in suite.tasks}.values():
         try:
             roots = _load(manager, one)
-        except (*UNREACHABLE, OSError, LookupError, UserError) as error:
+        except (*UNREACHABLE, OSError, UserError) as error:
             yield one.name, " ".join(str(error).split())
             continue
         tasks = Loaded(one, "base", roots).tasks
@@ -109,10 +115,13 @@ def _manager(suite: Suite, asked: Sequence[SuiteTask], hf_dir: Path | None) -> T
     told = ({"pretrained": str(hf_dir)} if hf_dir else {}) | suite.data
     manager = TaskManager(include_path=list(suite.folders), include_defaults=False, metadata=told)
     index = manager.task_index
+    names = [one.name for one in asked]
+    for entry in [index[name] for name in names if name in index]:  # of groups in the suite's folders, what they name too
+        names += [child for child in (entry.cfg or {}).get("task", ()) if entry.kind is Kind.GROUP and isinstance(child, str)]
     for afresh in (False, True):  # before a name is called unknown, lm-eval's files are read as they are now
-        if any(one.name not in index for one in asked):
+        if any(name not in index for name in names):
             index |= own_tasks(afresh) | index  # a task of the suite's folders replaces one of lm-eval's
-    if unknown := [one.name for one in asked if one.name not in index]:
+    if unknown := [name for name in names if name not in index]:
         raise UserError("\n  ".join(f"tasks: {name!r} is none that lm-eval knows; {nearest(name, index)}" for name in unknown))
     return manager
 
@@ -127,7 +136,7 @@ def _load(manager: TaskManager, asked: SuiteTask) -> list[Task | Group]:
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise
         raise UserError(f"task {asked.name}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, datasets.exceptions.DatasetGenerationError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"task {asked.name} cannot be loaded: {type(error).__name__}: {said}") from error
     below = {name for group in found["groups"].values() for name in group.child_names}

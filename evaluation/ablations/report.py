@@ -93,14 +93,13 @@ Rows = tuple[Sequence[str], list[list[str]]]
 
 def arm_rows(record: dict[str, Any]) -> Rows:
     """A line an arm: how its runs ended, what they cost, how its comparisons came out."""
-    header = ("arm", "runs", "parameters", "tokens", "loss", "tokens/s", "GPU-hours", "better", "worse", "within noise")
+    header = ("arm", "runs", "parameters", "tokens", "loss", "tokens/s", "device-hours", "better", "worse", "within noise")
     rows = []
     for arm in record["overrides"]:
         runs = [run for run in record["runs"] if run["arm"] == arm]
         done = [run for run in runs if run["state"] == "done"]
         verdicts = [one["verdict"] for one in record["comparisons"].get(arm, {}).values()]
         states = [run["state"] for run in runs]
-        hours = [run["gpu_hours"] for run in runs if "gpu_hours" in run]
         counts = [str(verdicts.count(verdict)) if verdicts else "-" for verdict in ("better", "worse", "within noise")]
         rows.append(
             [
@@ -110,9 +109,24 @@ def arm_rows(record: dict[str, Any]) -> Rows:
                 short(_mean(run["tokens"] for run in runs if "tokens" in run)),
                 _number(_mean(run["loss"] for run in done), "{:.4f}"),
                 _number(_mean(run["tokens_per_second"] for run in runs if "tokens" in run), "{:,.0f}"),
-                f"{sum(hours):,.3g}" if hours else "-",
+                _hours(runs),
                 *counts,
             ]
+        )
+    return header, rows
+
+
+def run_rows(record: dict[str, Any]) -> Rows:
+    """A line a run."""
+    header = ("run", "state", "tokens", "loss", "tokens/s", "devices", "device-hours")
+    rows = []
+    for run in record["runs"]:
+        tokens, numbers = (
+            short(run.get("tokens")),
+            [_number(run.get("loss"), "{:.4f}"), _number(run.get("tokens_per_second"), "{:,.0f}")],
+        )
+        rows.append(
+            [f"{run['arm']}, seed {run['seed']}", run["state"], tokens, *numbers, str(run.get("devices", "-")), _hours([run])]
         )
     return header, rows
 
@@ -150,6 +164,13 @@ def text(record: dict[str, Any]) -> str:
     """For the terminal."""
     (arms, arm_lines), (scores, score_lines) = arm_rows(record), score_rows(record)
     return "\n\n".join([table(arms, arm_lines, left=2), table(scores, score_lines, left=2), *notes(record)])
+
+
+def _hours(runs: Sequence[dict[str, Any]]) -> str:
+    """Of all of them together; GPU where it is known that all devices were GPUs."""
+    hours = [run["device_hours"] for run in runs if "device_hours" in run]
+    gpus = all("gpu_hours" in run for run in runs if "device_hours" in run)
+    return f"{sum(hours):,.3g}{' GPU' if gpus else ''}" if hours else "-"
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -191,19 +212,21 @@ def _cell(text: str) -> str:
     return f"<td{named}>{html.escape(text)}</td>"
 
 
+def _table(lines: Rows) -> str:
+    header, rows = lines
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    return "\n".join([f"<table><tr>{head}</tr>", *(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows), "</table>"])
+
+
 def _page(record: dict[str, Any], pictures: list[bytes]) -> str:
     """Everything in one file: the pictures inside."""
     title = f"{Path(record['sweep']).stem}, round {record['round']}"
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"]
     parts.append(f"<h1>{html.escape(title)}</h1>")
-    for header, rows in (arm_rows(record), score_rows(record)):
-        parts.append("<table><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in header) + "</tr>")
-        for row in rows:
-            parts.append("<tr>" + "".join(map(_cell, row)) + "</tr>")
-        parts.append("</table>")
+    parts += [_table(arm_rows(record)), _table(score_rows(record))]
     parts += [f"<p>{html.escape(note)}</p>" for note in notes(record)]
     parts += [f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture).decode()}'>" for picture in pictures]
-    parts.append("<h2>What each change sets</h2><ul>")
+    parts += ["<h2>Runs</h2>", _table(run_rows(record)), "<h2>What each change sets</h2><ul>"]
     for arm, overrides in record["overrides"].items():
         parts.append(f"<li>{html.escape(arm)}: {html.escape(' '.join(overrides)) or 'nothing'}</li>")
     return "\n".join([*parts, "</ul></html>"]) + "\n"

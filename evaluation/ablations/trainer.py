@@ -3,7 +3,8 @@
     pretrain_smol.py --dry-run --json   what a configuration means (steps, parameters), or why it cannot be trained
     torch.distributed.run pretrain_smol.py          one run after the other on this machine
     slurm/submit.sh --once pretrain     each run a job; a later call submits anew what was lost, and collects
-    conversion to-hf, evaluation.run    the final checkpoint's export and its scores
+    conversion to-hf                    the final checkpoint's export
+    evaluation.run.run                  its scores, in a child, whose end for want of memory costs those scores alone
 
 A recipe of post-training takes pretrain_smol.py's place, with the same options, and exports itself (kinds.py). The launcher
 hides exit codes, so what became of a run is read from its folder (run_folder.py).
@@ -13,13 +14,16 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from conversion import background
 from evaluation.ablations.kinds import REPOSITORY
 from evaluation.ablations.run_folder import (
     LOG_NAME,
@@ -158,11 +162,18 @@ def score(run: Run, steps: int | None, suite: Suite) -> str:
             return f"not exported: {last_line(run.folder / 'export.log')}"
     if not scores.is_dir():
         print(f"scoring {run.arm}, seed {run.seed}", flush=True)
-        from evaluation.run import run as run_suite
-
+        for partial in run.folder.glob("scores.partial-*"):  # of one that was killed
+            shutil.rmtree(partial, ignore_errors=True)
+        threads = len(os.sched_getaffinity(0))
         try:
-            run_suite(export, suite, suite.selected("development"), scores, None)
+            background.call(_run_suite, export, suite, scores, threads=threads, stop=lambda: False)
         except UserError as error:
             return f"not scored: {error}"
     not_run = json.loads((scores / "results.json").read_text(encoding="utf8"))["not_run"]
     return "; ".join(f"{name} not run: {reason}" for name, reason in not_run.items())
+
+
+def _run_suite(export: Path, suite: Suite, output: Path) -> None:
+    from evaluation.run import run  # loads the heavy libraries, in the child
+
+    run(export, suite, suite.selected("development"), output, None)

@@ -72,6 +72,51 @@ def test_the_sweeps_are_those_of_the_playbook() -> None:
     }
 
 
+TINY = {"smollm3_order": "ordered", "annealing": "anneal"} | dict.fromkeys(
+    ("web_mixture", "code_share", "multilingual_share"), "mixture"
+)
+"""Full sweep -> the tiny one that goes through the same steps, where the names differ. The laptop's corpus has two sources and
+neither web text nor other languages, so one sweep stands for every share of a mixture."""
+
+
+def test_every_full_sweep_has_one_that_a_laptop_runs() -> None:
+    tiny = {path.stem for path in SWEEPS if path.parent == CONFIGS / "tiny"}
+    full = {path.stem for path in SWEEPS if path.parent == CONFIGS}
+    assert {TINY.get(name, name) for name in full} | {"learning_rate_long"} == tiny
+
+
+@pytest.mark.parametrize("name", ["smollm3_order", "tiny/ordered"])
+def test_an_order_leads_from_llamas_architecture_to_smollm3s(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RUN_ROOT", "DATA_ROOT"):
+        monkeypatch.setenv(variable, "/somewhere")
+    path = CONFIGS / f"{name}.yaml"
+    sweep = load_sweep(path)
+    assert sweep.ordered
+    found = arms(path, sweep)
+    assert list(found) == ["baseline", "tied", "gqa", "document-mask", "nope", "no-embedding-decay"]
+
+    def choices(config: RunConfig) -> tuple[object, ...]:
+        model = config.model
+        groups, decayed = model.num_query_groups < model.num_attention_heads, not config.optim.no_weight_decay
+        return model.tie_embeddings, groups, config.data.document_mask, model.no_rope, decayed
+
+    assert choices(found["baseline"]) == (False, False, False, None, True)
+    smollm3 = (True, True, True, 4, False)
+    for place, arm in enumerate(found.values()):
+        taken = range(place - 1, place) if place else ()
+        expected = [
+            now if at in taken else was for at, (was, now) in enumerate(zip(choices(found["baseline"]), smollm3, strict=True))
+        ]
+        assert choices(arm) == tuple(expected)
+
+
+def test_shapes_that_are_compared_on_a_laptop_have_as_many_parameters() -> None:
+    for name, unequal in (("attention", ()), ("layout", ()), ("embeddings", ("untied",))):
+        path = CONFIGS / "tiny" / f"{name}.yaml"
+        sizes = {arm: config.model.parameters for arm, config in arms(path, load_sweep(path)).items() if arm not in unequal}
+        assert list(sizes.values()) == pytest.approx([sizes["baseline"]] * len(sizes), rel=0.035), name
+
+
 def test_annealing_gives_three_fifths_to_the_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RUN_ROOT", "DATA_ROOT"):
         monkeypatch.setenv(name, "/somewhere")
@@ -81,6 +126,19 @@ def test_annealing_gives_three_fifths_to_the_candidate(monkeypatch: pytest.Monke
     weights = found["megamath"].data.stages[1].weights
     assert weights["megamath-web-pro"] == weights["megamath-text-code-block"] == pytest.approx(0.3)
     assert weights["dclm"] == pytest.approx(0.4 * running.weights["dclm"])
+
+
+def test_the_rotary_base_is_judged_at_the_lengths_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUN_ROOT", "DATA_ROOT"):
+        monkeypatch.setenv(name, "/somewhere")
+    sweep = load_sweep(CONFIGS / "rope_theta.yaml")
+    assert sweep.suite
+    suite = load_suite(sweep.suite, sweep.suite_overrides)
+    trained = arms(CONFIGS / "rope_theta.yaml", sweep)["baseline"].data.sequence_length
+    ruler, short = suite.selected("development")
+    assert (ruler.name, short.name) == ("smollm3_ruler", "gsm8k")
+    assert suite.max_length == max(suite.data["max_seq_lengths"]) == trained
+    assert ruler.metrics == tuple(str(length) for length in suite.data["max_seq_lengths"])
 
 
 def test_the_first_ablations_have_the_sizes_that_the_playbook_names(monkeypatch: pytest.MonkeyPatch) -> None:

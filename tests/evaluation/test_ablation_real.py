@@ -86,6 +86,46 @@ def test_a_real_sweep_that_is_killed_half_way_is_finished_by_the_same_command(
 
 
 @pytest.mark.slow
+def test_an_annealed_change_is_trained_on_its_candidate_from_the_trunks_end(corpus: Path, tmp_path: Path) -> None:
+    overrides = [*tiny_overrides(corpus, tmp_path / "trunk"), "data.stages.1.weights={code: 0.75, docs: 0.25}"]
+    (tmp_path / "trunk.yaml").write_text(mapping_to_yaml(merge_files(QUICKSTART, overrides)))
+    trunk = [*trainer.launcher(1), "pretrain_smol.py", "--config", str(tmp_path / "trunk.yaml")]
+    subprocess.run(trunk, cwd=REPOSITORY, check=True, capture_output=True)
+    stages = [
+        {"name": "running", "steps": 1, "weights": {"code": 0.75, "docs": 0.25}},
+        {"name": "anneal", "steps": 4, "keep": 0.4, "weights": {"code": 0.75, "docs": 0.25}},
+    ]
+    annealed = {
+        "base": "trunk.yaml",
+        "start_from": {"checkpoint": str(tmp_path / "trunk"), "optimizer": True, "data_position": False},
+        "data": {"stages": stages},
+        "optim": {"schedule": {"warmup_steps": 0, "decay_steps": 4}},
+    }
+    (tmp_path / "annealed.yaml").write_text(yaml.safe_dump(annealed))
+    sweep = {
+        "baseline": "annealed.yaml",
+        "output": str(tmp_path / "sweep"),
+        "changes": [{"name": "docs", "overrides": ["data.stages.1.weights={docs: 1}"]}],
+        "seeds": {"baseline": [6], "changes": [6], "settings": ["data.seed"]},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    command = [sys.executable, "-m", "evaluation", "ablate", str(tmp_path / "sweep.yaml")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    assert [(run["arm"], run["state"], run["tokens"]) for run in results["runs"]] == [
+        (name, "done", 5 * 8 * 64) for name in ("baseline", "docs")
+    ]
+    assert {"eval/loss/code", "eval/loss/docs"} <= results["comparisons"]["docs"].keys()
+    losses = {}
+    for name in ("baseline", "docs"):
+        folder = tmp_path / "sweep" / "runs" / f"{name}-seed6"
+        losses[name] = [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert f"started from {tmp_path / 'trunk'}" in (folder / "train.log").read_text()
+    assert losses["baseline"][0] == losses["docs"][0] != losses["baseline"][1] != losses["docs"][1], "one step on the same"
+
+
+@pytest.mark.slow
 def test_what_cannot_be_exported_or_scored_is_told(tmp_path: Path, write_suite: Write, write_task: Write) -> None:
     write_task("colours", COLOURS)
     suite = load_suite(write_suite([{"name": "colours"}]))

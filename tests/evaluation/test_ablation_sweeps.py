@@ -1,14 +1,19 @@
 """`ablate` from a sweep's file to its report, with a trainer that leaves a run's files in no time (ablation_parts.py)."""
 
 import fcntl
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ablation_parts import Lab, planned
+from tiny_runs import REPOSITORY
 
 from evaluation.ablations import trainer
 from evaluation.ablations.sweep import Arm
+from evaluation.suite import Suite
 from smol_config import UserError, load_mapping
 
 
@@ -47,6 +52,9 @@ def test_a_sweep_is_trained_compared_and_told(lab: Lab, capsys: pytest.CaptureFi
     assert "about 0.2 fall outside it by chance" in said
     page, markdown = ((lab.output / name).read_text() for name in ("report.html", "table.md"))
     assert page.count("data:image/png;base64,") == 2 and "http" not in page and "<td class='worse'>worse</td>" in page
+    hours = {line.split(" | ")[0]: line.split(" | ")[6] for line in markdown.partition("\n\n")[0].splitlines()}
+    assert (hours["| low"], hours["| baseline"]) == ("0.00249 GPU", "0.00371"), "whose devices its log calls none"
+    assert "<tr><td>low, seed 8</td><td>done</td>" in page and "<td>2</td><td>0.00107 GPU</td></tr>" in page
     assert "| wild | 2 diverged |" in markdown and "optim.learning_rate=0.002" in page
 
     assert lab.ablate() == 1
@@ -95,6 +103,32 @@ def test_an_ordered_sweep_goes_on_from_each_winner(lab: Lab, capsys: pytest.Capt
     assert lab.ablate("--promote", "first") == 2
     assert "the last round was decided before" in capsys.readouterr().err
     assert lab.ablate() == 0 and "decided: " in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_scored_is_told_and_the_report_has_the_rest(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory that runs out raises on a GPU, and has the system kill the process on a CPU."""
+
+    def run_out(export: Path, suite: Suite, asked: object, output: Path, subset: None) -> None:
+        (output.parent / "scores.partial-7").mkdir()
+        if "low" in str(export):
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 TiB")
+
+    suite = REPOSITORY / "evaluation" / "suites" / "offline.yaml"
+    lab.write({"low": 0.002}, suite=str(suite), seeds={"baseline": [6], "changes": [6]})
+    for name in ("baseline", "low"):
+        (lab.output / "runs" / f"{name}-seed6" / "hf" / "step_30").mkdir(parents=True)
+    monkeypatch.setattr("evaluation.run.run", run_out)
+    for _ in range(2):  # what the first left does not hinder the second
+        assert lab.ablate() == 1
+    reasons = {run["arm"]: run["reason"] for run in lab.results()["runs"]}
+    assert reasons["baseline"] == "not scored: OutOfMemoryError: CUDA out of memory. Tried to allocate 4 TiB"
+    assert reasons["low"].startswith("not scored: its process was killed (signal 9), as the system does when memory runs out")
+    assert "eval/loss/code" in lab.results()["comparisons"]["low"], "what the trainer found is compared"
+    assert "low, seed 6: done: not scored: its process was killed" in capsys.readouterr().out
+    assert (lab.output / "report.html").is_file()
 
 
 FAULTS: dict[str, tuple[dict[str, object], str]] = {

@@ -61,3 +61,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     refused(f"{config}: data.held_out names no dataset; add one to evaluate on")
     config.write_text("data: {}")
     refused("data.tokenizer: ")
+
+
+def test_settings_are_refused_where_a_command_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["held-out", "hf", "--config", "c.yaml", "--output", "loss.json", "train.seed=1"])
+    assert "unrecognized arguments: train.seed=1" in capsys.readouterr().err

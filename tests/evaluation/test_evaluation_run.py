@@ -1,6 +1,7 @@
 """`python -m evaluation run` and `show`: lm-eval's scores, and everything that they depend on beside them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from tiny_runs import REPOSITORY
 
 import smol_progress
 from evaluation.__main__ import main
+from evaluation.reference import load_reference
+from evaluation.results import score_name
 from evaluation.suite import load_suite
 from smol_console import Progress
 
@@ -288,6 +291,36 @@ def test_questions_that_are_too_long_are_counted_and_told(
     assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
 
 
+def test_the_table_shows_each_score_with_its_interval_and_chance(
+    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task("colours", COLOURS)
+    suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
+    assert run(base_model, suite, tmp_path / "out") == 0
+    said, made = capsys.readouterr().out, record(tmp_path / "out")
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith("eval/")}
+    assert rows.keys() == made["results"].keys() and len(rows) == 2
+    for name, row in rows.items():
+        low, high = made["intervals"][name]
+        chance = f"{1 / 3:.4f}" if name.endswith("/acc") else "-"
+        assert row == [f"{made['results'][name]:.4f}", f"{low:.4f}", "..", f"{high:.4f}", chance]
+    assert f"wrote {tmp_path / 'out' / 'results.json'} and the samples beside it" in said
+
+
+@pytest.mark.parametrize("error", ["requests.ConnectionError('no route to far')", "LookupError('no route to punkt')"])
+def test_what_another_server_than_the_hub_does_not_give_is_named(
+    error: str, base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of RULER: questions of its own by requests, sentences by NLTK."""
+    write_task("colours", COLOURS)
+    (tmp_path / "tasks" / "far.py").write_text(f"import requests\ndef rows(**_): raise {error}\n")
+    far = (tmp_path / "tasks" / "colours.yaml").read_text().replace("task: colours", "task: far")
+    (tmp_path / "tasks" / "far.yaml").write_text(f"{far}custom_dataset: !function far.rows\n")
+    assert run(base_model, write_suite([{"name": "far"}, {"name": "colours"}]), tmp_path / "out") == 1
+    assert record(tmp_path / "out")["not_run"].keys() == {"far"} and record(tmp_path / "out")["results"]
+    assert "not run: far: no route to" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
     base_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
@@ -297,12 +330,12 @@ def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "instruct"])
+@pytest.mark.parametrize("name", ["base", "instruct", "ruler"])
 def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
     name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
-    for use in ("development", "report"):
+    for use in sorted({task.use for task in load_suite(path).tasks}):
         assert run(base_model, path, tmp_path / use, "--use", use) == 1
         made = record(tmp_path / use)
         assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
@@ -328,7 +361,52 @@ def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Pa
             assert ours[f"eval/{task}/{metric}"] == pytest.approx(metrics[metric], rel=1e-9), (task, metric)
 
 
-def test_every_suite_that_ships_is_valid_and_finds_its_folders() -> None:
-    for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml")):
-        suite = load_suite(path)
-        assert all(folder.is_dir() for folder in suite.folders), path
+@pytest.mark.slow
+def test_lm_evals_own_command_writes_and_scores_the_same_chat(chat_model: Path, tmp_path: Path, write_suite: Write) -> None:
+    """The template, its system message and argument, and greedy answers, letter for letter."""
+    short = {"max_gen_toks": 16}
+    suite = write_suite([{"name": "instructions", "modes": ["no_think"], "generation": short}], system="Be brief.")
+    assert run(chat_model, suite, tmp_path / "out") == 0
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "16"]
+    command += ["--model_args", f"pretrained={chat_model},dtype=float32,enable_thinking=False", "--tasks", "instructions"]
+    command += ["--apply_chat_template", "--system_instruction", "/no_think\n\nBe brief.", "--gen_kwargs", "max_gen_toks=16"]
+    command += ["--include_path", str(OFFLINE), "--output_path", str(tmp_path / "theirs"), "--log_samples"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    [path] = (tmp_path / "theirs").rglob("results_*.json")
+    theirs, ours = json.loads(path.read_text())["results"]["instructions"], record(tmp_path / "out")["results"]
+    for metric in ("followed", "all_followed"):
+        assert ours[f"eval/instructions/no_think/{metric}"] == pytest.approx(theirs[f"{metric},none"], rel=1e-9), metric
+    [path] = (tmp_path / "theirs").rglob("samples_*.jsonl")
+    answers = {line["doc_id"]: (line["prompt_hash"], line["resps"]) for line in lines(path)}
+    found = lines(tmp_path / "out" / "samples" / "instructions_no_think.jsonl")
+    assert {line["question"]: (line["prompt_sha256"], line["responses"]) for line in found} == answers
+    assert len({line["responses"][0][0] for line in found}) > 1
+
+
+SUITES = [load_suite(path) for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml"))]
+
+
+def test_every_suite_that_ships_finds_its_folders() -> None:
+    assert all(folder.is_dir() for suite in SUITES for folder in suite.folders)
+
+
+@pytest.mark.parametrize("name", ["base", "ruler", "instruct"])
+def test_published_scores_have_the_names_of_the_suites_scores(name: str) -> None:
+    path = REPOSITORY / "evaluation" / "smollm3" / f"published_{name}.json"
+    level = load_reference(f"card={path}").level
+    tasks = load_suite(REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml").tasks
+    metrics = {score_name(task.label, mode, ""): task.metrics for task in tasks for mode in task.modes}
+    assert level and {f"{score.rpartition('/')[0]}/" for score in level} <= metrics.keys()
+    for score, value in level.items():
+        start, _, metric = score.rpartition("/")
+        assert 0 < value < 1 and metric in (metrics[f"{start}/"] or [metric]), score
+
+
+def test_the_table_of_engines_has_every_task_of_the_suites() -> None:
+    _, _, after = (REPOSITORY / "docs" / "evaluation.md").read_text().partition("| task | transformers | server |\n")
+    table, _, _ = after.partition("\n\n")
+    rows = [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()]
+    names = [name for row in rows for name in row - {"cf", "mcf"}]
+    assert sorted(names) == sorted({task.name for suite in SUITES for task in suite.tasks})
+    lettered = {task.name for suite in SUITES for task in suite.tasks if task.form == "mcf"}
+    assert lettered <= {name for row in rows if "mcf" in row for name in row} | {"cloze_docs"}

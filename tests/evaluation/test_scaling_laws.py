@@ -11,7 +11,7 @@ import pytest
 
 from evaluation import scaling_laws
 from evaluation.__main__ import main
-from evaluation.scaling_laws import LossLaw, Point, best_settings, fit_loss, fit_power, interval, resampled_laws
+from evaluation.scaling_laws import Best, LossLaw, Point, best_settings, fit_loss, fit_power, interval, resampled_laws
 
 KNOWN = LossLaw(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 """Besiroglu et al. 2024: what Hoffmann's data give."""
@@ -51,25 +51,44 @@ def test_the_allocation_is_the_least_loss_that_the_compute_buys() -> None:
         assert KNOWN.loss(n * factor, d / factor) > KNOWN.loss(n, d)
 
 
-def tried(rates: list[float], compute: float, best: float) -> list[Point]:
-    """Losses on a parabola in log rate; tokens that steps do not divide evenly."""
+def tried(values: list[float], compute: float, best: float, setting: str = "learning_rate") -> list[Point]:
+    """Losses on a parabola in the setting's logarithm; tokens that steps do not divide evenly."""
     n = math.sqrt(compute / 120)
-    return [Point(n, 20 * n * (1 + at / 1000), 3 + math.log(rate / best) ** 2, rate) for at, rate in enumerate(rates)]
+    points = [Point(n, 20 * n * (1 + at / 1000), 3 + math.log(value / best) ** 2) for at, value in enumerate(values)]
+    return [point._replace(**{setting: value}) for point, value in zip(points, values, strict=True)]
 
 
-def test_best_rates_lie_on_the_power_law_that_made_them() -> None:
-    """DeepSeek LLM's: 0.3118 C^-0.125."""
+@pytest.mark.parametrize("setting", ["learning_rate", "batch_tokens"])
+def test_the_bests_lie_on_the_power_law_that_made_them(setting: str) -> None:
+    """DeepSeek LLM's, of rate and batch."""
+    coefficient, exponent = {"learning_rate": (0.3118, -0.125), "batch_tokens": (0.2920, 0.3271)}[setting]
+    other = {"learning_rate": "batch_tokens", "batch_tokens": "learning_rate"}[setting]
     points = []
     for compute in (1e17, 1e18, 1e19):
-        best = 0.3118 * compute**-0.125
-        points += tried([best * factor for factor in (0.3, 0.6, 1.3, 2.5)], compute, best)
-    points += tried([1e-4, 2e-4, 4e-4], 1e20, 1e-3)
-    found = best_settings(points, "learning_rate")
+        best = coefficient * compute**exponent
+        points += tried([best * factor for factor in (0.3, 0.6, 1.3, 2.5)], compute, best, setting)
+    best = coefficient * 1e20**exponent
+    points += tried([best / 10, best / 5, best / 2.5], 1e20, best, setting)
+    found = best_settings(points, setting)
     assert [one.at_edge for one in found] == [False, False, False, True], "the last best lies beyond what was tried"
     law = fit_power(found)
-    assert law and law.exponent == pytest.approx(-0.125, abs=1e-3)
-    assert law.at(1e20) == pytest.approx(0.3118 * 1e20**-0.125, rel=0.01)
-    assert fit_power(found[2:]) is None and best_settings(points, "batch_tokens") == []
+    assert law and law.exponent == pytest.approx(exponent, abs=1e-3)
+    assert law.at(1e20) == pytest.approx(best, rel=0.01)
+    assert fit_power(found[2:]) is None and best_settings(points, other) == []
+
+
+def test_the_exponents_interval_holds_the_true_one_nineteen_times_in_twenty() -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(1000):
+        noise = random.normal(0, 0.2, size=5)
+        bests = [Best(c, 2 * c**0.3 * math.exp(e), False) for c, e in zip(np.geomspace(1e17, 1e21, 5), noise, strict=True)]
+        law = fit_power(bests)
+        assert law and law.exponent_interval
+        low, high = law.exponent_interval
+        held.append(low < 0.3 < high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)  # three standard errors
+    two = fit_power(bests[:2])
+    assert two and two.exponent_interval is None
 
 
 # --- the command -------------------------------------------------------------------------------------------------------------
@@ -120,14 +139,27 @@ def test_the_command_reads_sweeps_and_tables_predicts_and_draws(
     assert "laws is there already; give a new folder" in capsys.readouterr().err
 
 
-def test_rates_alone_give_a_power_law_and_no_loss_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    points = tried([1e-3, 2e-3, 4e-3], 1e17, 2e-3) + tried([1e-3, 2e-3, 4e-3], 1e19, 1.5e-3)
+@pytest.mark.parametrize(("setting", "at_1e17"), [("learning_rate", 2e-3), ("batch_tokens", 5e5)])
+def test_one_setting_alone_gives_a_power_law_and_no_loss_law(
+    setting: str, at_1e17: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [at_1e17 / 2, at_1e17, at_1e17 * 2]
+    points = tried(values, 1e17, at_1e17, setting) + tried(values, 1e19, 0.75 * at_1e17, setting)
     table = write_csv(tmp_path / "runs.csv", points)
     assert main(["fit", str(table), "--compute", "1e18", "--output", str(tmp_path / "laws")]) == 0
     said = capsys.readouterr().out
     assert "no loss law: 6 runs of 2 sizes and 6 lengths do not fix a loss law" in said
     [prediction] = json.loads((tmp_path / "laws" / "laws.json").read_text())["predictions"]
-    assert prediction["learning_rate"] == pytest.approx(math.sqrt(2e-3 * 1.5e-3), rel=0.02)
+    assert prediction[setting] == pytest.approx(at_1e17 * math.sqrt(0.75), rel=0.02)
+    assert f"\n{setting} = " in said and "95 % of the exponent: not known from two computes" in said
+
+    size = points[0].parameters  # the same again, on more tokens: still no loss law
+    longer = tried(values, 1e18, 0.8 * at_1e17, setting)  # not quite on the line
+    points += [point._replace(parameters=size, tokens=point.tokens * point.parameters / size) for point in longer]
+    assert main(["fit", str(write_csv(table, points)), "--output", str(tmp_path / "three")]) == 0
+    low, high = json.loads((tmp_path / "three" / "laws.json").read_text())[setting]["law"]["exponent_interval"]
+    assert low < math.log(0.75) / math.log(100) < high
+    assert f"95 % of the exponent: {low:.4f} .. {high:.4f}" in capsys.readouterr().out
 
 
 FAULTS: dict[str, tuple[str, list[str], str]] = {

@@ -62,6 +62,20 @@ def test_a_task_of_the_suites_folders_replaces_one_of_lm_evals(
     assert "tasks: colours is asked by 2 entries in mode base, itself or in a group or tag; keep" in capsys.readouterr().err
 
 
+def test_a_group_of_the_suites_folders_may_name_lm_evals_own_tasks(
+    base_model: Path, tmp_path: Path, write_suite: Write, reads: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As RULER's, whose group at lm-eval means one length alone."""
+    suite = write_suite([{"name": "ours"}])
+    group = tmp_path / "tasks" / "group.yaml"
+    group.write_text("group: ours\ntask: [colours]\naggregate_metric_list: [{metric: acc}]\n")
+    assert run(base_model, suite, tmp_path / "out") == 0
+    assert "eval/ours/acc" in record(tmp_path / "out")["results"]
+    group.write_text("group: ours\ntask: [colour]\n")
+    assert run(base_model, suite, tmp_path / "wrong") == 2
+    assert "tasks: 'colour' is none that lm-eval knows; did you mean 'colours'" in capsys.readouterr().err
+
+
 def test_a_cache_that_is_broken_or_cannot_be_written_costs_time_alone(reads: list[int], tmp_path: Path) -> None:
     task_names.own_tasks()
     [cache] = (tmp_path / "assets").rglob("tasks.json")

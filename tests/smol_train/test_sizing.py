@@ -129,6 +129,8 @@ def test_the_figures_of_the_playbook_follow(capsys: pytest.CaptureFixture[str]) 
     rule, counted = work["by_6nd"], work["with_attention"]
     assert f"{counted['gpus']} GPUs, or {rule['gpus']} by 6 N D" in text
     assert rule["gpus_that_fit"] == counted["gpus_that_fit"] == 384
+    work = answer(capsys, "--config", SMOLLM3, "--days", "28", "--mfu", "0.3", "--peak-tflops", "720")["work"]
+    assert f"it would be {work['with_attention']['gpus']} GPUs, or {work['by_6nd']['gpus']} by 6 N D" in text
     long_64k = str(ROOT / "configs/smollm3/long_64k.yaml")
     cache = answer(capsys, "--config", long_64k, "--context", "65536", "--sequences", "16", "--gpu", "h100")["serving"]
     one = cache["bytes_per_sequence"] / 2**30
