@@ -23,8 +23,12 @@ DELTA = 1e-3
 """Where Huber's loss turns from square to absolute, in log loss (Hoffmann et al.)."""
 STARTS = {"a": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), "e": (-1.0, -0.5, 0.0, 0.5, 1.0), "exponent": (0.0, 0.5, 1.0, 1.5, 2.0)}
 """The grid of starts (Hoffmann et al., appendix D.3): of a and b, of e, of alpha and beta."""
-LEAST_EXPONENT = 1e-3
-"""Of alpha and beta: the loss falls with size and with tokens."""
+EXPONENTS = (0.01, 10.0)
+"""Between which alpha and beta are sought: the loss falls with size and with tokens. Where it hardly does, the best fit would be
+one without an end."""
+TERMS = (-10.0, 1.0)
+"""Between which the logarithms of E, A / N^alpha and B / D^beta are sought, less that of the mean loss, in the middle of the runs:
+the least is nothing beside the loss. With both bounds everything that follows from a law is a number."""
 TRIED = 40
 """Of the 4,500 starts, those of least loss from which the optimizer is run."""
 RESAMPLES = 200
@@ -111,7 +115,7 @@ def fit_loss(points: Sequence[Point]) -> LossLaw:
     objective = _objective(points)
     grid = STARTS["a"], STARTS["a"], STARTS["e"], STARTS["exponent"], STARTS["exponent"]
     starts = sorted((np.array(start) for start in itertools.product(*grid)), key=lambda start: objective(start)[0])
-    fits = [_minimize(objective, start, _centre(points)) for start in starts[:TRIED]]
+    fits = [_minimize(objective, start, points) for start in starts[:TRIED]]
     return _law(min(fits, key=lambda fit: fit[1])[0])
 
 
@@ -123,7 +127,7 @@ def resampled_laws(points: Sequence[Point], law: LossLaw, seed: int = 0) -> list
     while len(laws) < RESAMPLES:
         drawn = [points[at] for at in random.integers(len(points), size=len(points))]
         if len({one.parameters for one in drawn}) > 1 and len({one.tokens for one in drawn}) > 1:
-            laws.append(_law(_minimize(_objective(drawn), start, _centre(drawn))[0]))
+            laws.append(_law(_minimize(_objective(drawn), start, drawn)[0]))
     return laws
 
 
@@ -158,27 +162,24 @@ def _objective(points: Sequence[Point]) -> Objective:
     return objective
 
 
-def _minimize(objective: Objective, start: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, float]:
-    """L-BFGS in a and b as they are at the middle of the runs, `centre` (log N, log D): there they hardly depend on alpha and
-    beta, which takes a tenth of the steps."""
+def _minimize(objective: Objective, start: np.ndarray, points: Sequence[Point]) -> tuple[np.ndarray, float]:
+    """L-BFGS in a and b as they are in the middle of the runs: there they hardly depend on alpha and beta, which takes a tenth
+    of the steps."""
     from scipy.optimize import minimize
 
+    log_n, log_d, log_loss = (np.log([getattr(one, name) for one in points]).mean() for name in ("parameters", "tokens", "loss"))
     moved = np.eye(5)  # theta = moved @ what is searched
-    moved[0, 3], moved[1, 4] = centre
+    moved[0, 3], moved[1, 4] = log_n, log_d
 
     def searched(inner: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective(moved @ inner)
         # About 1e-6 where the fit is good: at its own scale the search would end before it has begun.
         return value / DELTA**2, moved.T @ gradient / DELTA**2
 
-    bounds = [(None, None)] * 3 + [(LEAST_EXPONENT, None)] * 2
+    bounds = [(log_loss + TERMS[0], log_loss + TERMS[1])] * 3 + [EXPONENTS] * 2
     options = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-6}
     done = minimize(searched, np.linalg.solve(moved, start), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return moved @ done.x, float(done.fun)
-
-
-def _centre(points: Sequence[Point]) -> np.ndarray:
-    return np.array([np.mean(np.log([getattr(point, name) for point in points])) for name in ("parameters", "tokens")])
 
 
 def _law(theta: np.ndarray) -> LossLaw:

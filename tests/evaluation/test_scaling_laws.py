@@ -43,6 +43,17 @@ def test_with_noise_and_outliers_it_is_found_within_its_uncertainty(monkeypatch:
     assert low < KNOWN.beta / (KNOWN.alpha + KNOWN.beta) < high
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2, -0.2], ids=["the same loss", "larger is worse", "longer is worse"])
+def test_losses_that_follow_no_law_give_numbers_all_the_same(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a term is nothing, or an exponent could be anything, the fit ends: it overflowed."""
+    monkeypatch.setattr(scaling_laws, "RESAMPLES", 20)
+    sizes, lengths = SIZES[:3] / SIZES[1], LENGTHS[:3] / LENGTHS[1]
+    points = [Point(1e6 * n, 1e7 * d, 3 * (n if slope > 0 else d) ** abs(slope)) for n in sizes for d in lengths]
+    law = fit_loss(points)
+    for one in [law, *resampled_laws(points, law)]:
+        assert all(math.isfinite(value) and value > 0 for value in [*one, one.loss(1e6, 1e7), *one.allocation(1e14)])
+
+
 def test_the_allocation_is_the_least_loss_that_the_compute_buys() -> None:
     compute = 5.76e23
     n, d = KNOWN.allocation(compute)
