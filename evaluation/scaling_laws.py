@@ -24,11 +24,11 @@ DELTA = 1e-3
 STARTS = {"a": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0), "e": (-1.0, -0.5, 0.0, 0.5, 1.0), "exponent": (0.0, 0.5, 1.0, 1.5, 2.0)}
 """The grid of starts (Hoffmann et al., appendix D.3): of a and b, of e, of alpha and beta."""
 EXPONENTS = (0.01, 10.0)
-"""Between which alpha and beta are sought: the loss falls with size and with tokens. Where it hardly does, the best fit would be
-one without an end."""
+"""Between which alpha and beta are sought: the loss falls with size and with tokens. Where it hardly does, the search would
+have no end."""
 TERMS = (-10.0, 1.0)
-"""Between which the logarithms of E, A / N^alpha and B / D^beta are sought, less that of the mean loss, in the middle of the runs:
-the least is nothing beside the loss. With both bounds everything that follows from a law is a number."""
+"""Between which the logarithms of E, A / N^alpha and B / D^beta are sought, less that of the mean loss, in the middle of the
+runs: the least is nothing beside the loss. With both bounds everything that follows from a law is a number."""
 TRIED = 40
 """Of the 4,500 starts, those of least loss from which the optimizer is run."""
 RESAMPLES = 200
@@ -167,16 +167,16 @@ def _minimize(objective: Objective, start: np.ndarray, points: Sequence[Point]) 
     of the steps."""
     from scipy.optimize import minimize
 
-    log_n, log_d, log_loss = (np.log([getattr(one, name) for one in points]).mean() for name in ("parameters", "tokens", "loss"))
+    middle = [np.log([getattr(one, name) for one in points]).mean() for name in ("parameters", "tokens", "loss")]
     moved = np.eye(5)  # theta = moved @ what is searched
-    moved[0, 3], moved[1, 4] = log_n, log_d
+    moved[0, 3], moved[1, 4] = middle[:2]
 
     def searched(inner: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective(moved @ inner)
         # About 1e-6 where the fit is good: at its own scale the search would end before it has begun.
         return value / DELTA**2, moved.T @ gradient / DELTA**2
 
-    bounds = [(log_loss + TERMS[0], log_loss + TERMS[1])] * 3 + [EXPONENTS] * 2
+    bounds = [(middle[2] + TERMS[0], middle[2] + TERMS[1])] * 3 + [EXPONENTS] * 2
     options = {"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-6}
     done = minimize(searched, np.linalg.solve(moved, start), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return moved @ done.x, float(done.fun)

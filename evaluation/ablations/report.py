@@ -121,12 +121,16 @@ def run_rows(record: dict[str, Any]) -> Rows:
     header = ("run", "state", "tokens", "loss", "tokens/s", "devices", "device-hours")
     rows = []
     for run in record["runs"]:
-        tokens, numbers = (
-            short(run.get("tokens")),
-            [_number(run.get("loss"), "{:.4f}"), _number(run.get("tokens_per_second"), "{:,.0f}")],
-        )
         rows.append(
-            [f"{run['arm']}, seed {run['seed']}", run["state"], tokens, *numbers, str(run.get("devices", "-")), _hours([run])]
+            [
+                f"{run['arm']}, seed {run['seed']}",
+                run["state"],
+                short(run.get("tokens")),
+                _number(run.get("loss"), "{:.4f}"),
+                _number(run.get("tokens_per_second"), "{:,.0f}"),
+                str(run.get("devices", "-")),
+                _hours([run]),
+            ]
         )
     return header, rows
 
