@@ -28,6 +28,8 @@ RIGHT = "The answer is 3."
         ("think", f"<think>1</think>{RIGHT}</think>", 0, 1, 0),
         ("think", f"Well. <think>1</think>{RIGHT}", 0, 1, 1),
         ("no_think", "", 0, 1, 0),
+        ("no_think", f"{RIGHT} And", 0, 1, 0),
+        ("think", "    return self.name", 0, 0, 0),
     ],
 )
 def test_a_response_is_scored_for_form_mode_and_answer(mode: str, response: str, form: int, fits: int, right: int) -> None:
