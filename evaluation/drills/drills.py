@@ -18,9 +18,9 @@ def questions(*, questions: str, mode: str, **_others: Any) -> dict[str, Any]:
 
 
 def score(row: dict[str, Any], responses: list[str]) -> dict[str, float]:
-    """form: a thought, if there is one, is closed once, and "The answer is N." ends what follows. mode: it thinks if and only if
-    it is to, and does not think aloud. right: what it says last is the answer. reward: all three, which is what `grpo` rewards
-    most."""
+    """form: a thought, if there is one, is closed once, and "The answer is N." ends what follows. mode: it thinks if and only
+    if it is to, and does not think aloud. right: what it says last is the answer. reward: all three, which is what `grpo`
+    rewards most."""
     before, begun, inside = responses[0].partition("<think>")
     thought, ended, answer = inside.partition("</think>") if begun else ("", "", before)
     form = bool(ended or not begun) and not (begun and before.strip()) and "think>" not in answer
