@@ -309,6 +309,8 @@ def test_every_checkpoint_is_exported_uploaded_and_evaluated_on_the_cluster(
     [trained] = ranks.run(jobs.train, 1, overrides=settings, save=True, evaluate=True)
     submit.overrides = [*settings, "checkpoint.upload=s3://bucket/runs"]
     submit.settings |= {"SMOL_CPU_CORES": "2", "SMOL_EVALUATE_SBATCH": "--partition=idle --time=10"}
+    (submit.run.parent / "paper.json").write_text('{"eval/loss/code": 2}')
+    submit.settings["SMOL_EVALUATE_REFERENCES"] = f"paper={submit.run.parent / 'paper.json'}"
     with s3_double() as s3:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
         monkeypatch.setattr(cluster, "environment", {**cluster.environment, **keys, "S3_ENDPOINT_URL": s3.address})
@@ -329,5 +331,7 @@ def test_every_checkpoint_is_exported_uploaded_and_evaluated_on_the_cluster(
             trained["steps"][-1][f"eval/loss/{name}"], abs=0.01
         )  # bf16 export
     assert len(points(submit.run)) == 2 * len(steps)
+    assert points(submit.run, "evaluations/reference/paper") == [(step, "eval/loss/code", 2.0) for step in steps]
+    assert len(points(submit.run, "evaluations_by_tokens")) == 2 * len(steps), "exports know their tokens"
     noted = [json.loads(line) for line in (submit.run / "slurm" / "evaluations.jsonl").read_text().splitlines()]
     assert [line["event"] for line in noted].count("submitted") == len(steps)
