@@ -119,10 +119,11 @@ def test_choices_inside_a_question_are_normalised_by_what_follows_them(
 ) -> None:
     """Winogrande's: what is scored is the same text after each choice, so no length can change the order."""
     inside = {"doc_to_text": "{{answer}}", "doc_to_choice": "{{choices}}", "doc_to_target": " of {{question}}"}
-    write_task("inside", COLOURS, **inside)
+    choices = [["a", "the very last one of them all"], ["the very last one of all", "red"], ["green", "light blue and grey"]]
+    write_task("inside", [{**row, "choices": pair, "answer": 0} for pair in choices for row in COLOURS], **inside)
     assert run(base_model, write_suite([{"name": "inside"}]), tmp_path / "out") == 0
-    results = record(tmp_path / "out")["results"]
-    assert {results[f"eval/inside/{name}"] for name in ("acc_norm", "acc_bytes", "acc_tokens")} == {results["eval/inside/acc"]}
+    for scores in (line["scores"] for line in lines(tmp_path / "out" / "samples" / "inside.jsonl")):
+        assert scores["acc_norm"] == scores["acc_bytes"] == scores["acc_tokens"] == scores["acc"]
 
 
 def test_the_multiple_choice_form_lists_the_answers_and_scores_letters(
