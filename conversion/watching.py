@@ -51,17 +51,19 @@ def rounds(run: Path, every: float, once: bool, waiting: Callable[[], object], s
 
 
 @contextlib.contextmanager
-def telling(run: Path, webhook: str | None) -> Iterator[Tell]:
-    """Where the run tells what happens: in its alerts.jsonl, and to a webhook's URL. How the worker ends is none of its events.
-
-    Raises ConfigError for what is no URL.
-    """
-    alerts = Alerts(parse(AlertsConfig, {"webhook": webhook}, "the webhook"), run, is_main=True)
+def telling(run: Path, config: AlertsConfig) -> Iterator[Tell]:
+    """Where the run tells what happens: in its alerts.jsonl, and to the webhook. How the worker ends is none of its events."""
+    alerts = Alerts(config, run, is_main=True)
     alerts.open()
     try:
         yield alerts.alert
     finally:
         alerts.close()
+
+
+def alerts_to(webhook: str | None) -> AlertsConfig:
+    """Of a worker that has no configuration of the run: its alerts, to that URL. Raises ConfigError for what is no URL."""
+    return parse(AlertsConfig, {"webhook": webhook}, "the webhook")
 
 
 def is_over(run: Path) -> bool:

@@ -1,6 +1,7 @@
-"""What a run is held against while it trains: another run's scores by step, or published scores. Used by `watch`.
+"""What a run is held against while it trains: another run's scores by step, or published scores. Used by report.py.
 
-    NAME=FOLDER        results of `run` in FOLDER/*, one a checkpoint (another run's RUN/evaluations/SUITE)
+    NAME=FOLDER        results of `run` in FOLDER/*, one a checkpoint (another run's RUN/evaluations/SUITE; of Slurm's jobs
+                       RUN/evaluations)
     NAME=scores.json   {"eval/TASK/METRIC": number}: of a finished model, drawn as a level; no step is behind it
 
 Two runs are compared where they have seen as many tokens, or at the same step where a side does not know its tokens.
@@ -18,7 +19,7 @@ from evaluation.pairs import difference
 from smol_config import UserError
 
 Record = Mapping[str, Any]
-"""A results.json, with its "folder"."""
+"""A results.json, with its "folder"; without one where a number a score is all that is known."""
 SAME_TOKENS = 0.01
 """Runs whose tokens differ by less than this share are at the same place: batches of other sizes never meet exactly, and no
 score moves in so few."""
@@ -56,18 +57,18 @@ def load_reference(text: str) -> Reference:
     name, _, place = text.partition("=")
     if not re.fullmatch(r"[\w.-]+", name) or not place:
         raise UserError(
-            f"--reference {text} is not NAME=FOLDER or NAME=scores.json; write it like wide=runs/wide/evaluations/S"
+            f"the reference {text} is not NAME=FOLDER or NAME=scores.json; write it like wide=runs/wide/evaluations/S"
         )
     path = Path(place)
     if path.is_dir():
         if not (records := read_records(path)):
-            raise UserError(f"--reference {place} holds no */results.json; give a folder that watch or run filled")
+            raise UserError(f"the reference {place} holds no */results.json; give a folder that watch or run filled")
         return Reference(name, records)
     try:
         level = {str(score): float(value) for score, value in json.loads(path.read_text(encoding="utf8")).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f'--reference {place} cannot be read ({error}); it must hold {{"eval/TASK/METRIC": number}}, or be a folder'
+            f'the reference {place} cannot be read ({error}); it must hold {{"eval/TASK/METRIC": number}}, or be a folder'
         ) from error
     return Reference(name, level=level)
 
@@ -77,23 +78,24 @@ def load_references(given: Sequence[str]) -> list[Reference]:
     found = [load_reference(text) for text in given]
     for name, count in Counter(reference.name for reference in found).items():
         if count > 1:
-            raise UserError(f"--reference: {count} are named {name}, and scores are drawn by name; give each one of its own")
+            raise UserError(f"{count} references are named {name}, and scores are drawn by name; give each one of its own")
     return found
 
 
 def read_records(folder: Path) -> list[Record]:
     """Every FOLDER/*/results.json, in the order of steps; those without a step cannot be drawn and are left out.
 
-    Raises UserError for one that `run` did not write.
+    Of a step that was evaluated twice, as after a rollback on Slurm, the newest. Raises UserError for one that `run` did not
+    write.
     """
-    found = []
-    for path in folder.glob("*/results.json"):
+    found = {}
+    for path in sorted(folder.glob("*/results.json"), key=lambda path: path.stat().st_mtime):
         if ".partial" not in path.parent.name:
             record = json.loads(path.read_text(encoding="utf8"))
             if missing := {"step", "tokens", "results", "intervals", "chance", "higher_is_better"} - record.keys():
                 raise UserError(f"{path} has no {', '.join(sorted(missing))}; give results of `python -m evaluation run`")
-            found.append(record | {"folder": str(path.parent)})
-    return sorted((record for record in found if record["step"] is not None), key=lambda record: record["step"])
+            found[record["step"]] = record | {"folder": str(path.parent)}
+    return [found[step] for step in sorted(found.keys() - {None})]
 
 
 def behind(ours: Record, theirs: Record) -> dict[str, str]:

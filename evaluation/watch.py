@@ -1,12 +1,12 @@
 """`watch RUN`: every exported checkpoint of a run is evaluated once, on one machine, while the run trains.
 
     RUN/hf/step_N --run.py, in a child that gives way to training--> RUN/evaluations/SUITE/step_N
-        --scalars.py--> RUN/tensorboard/evaluations, evaluations_by_tokens        --reference.py--> SUITE/scores.png, alerts
+        --report.py--> RUN/tensorboard/evaluations, evaluations_by_tokens, SUITE/scores.png, SUITE/behind.json, alerts
     with --vibe: --vibe.py--> RUN/evaluations/vibe/step_N.json --> RUN/evaluations/vibe.html, a column a checkpoint
 
 What is done is on disk, so a watcher may be killed and started again at any time: a folder of results gets its name when it is
 whole, TensorBoard gets each number once. On a cluster slurm/evaluations.py submits a job for each checkpoint instead; both take
-exports from conversion/export_records.py and bring numbers into TensorBoard by scalars.py.
+exports from conversion/export_records.py and report by report.py.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from typing import Any
 from conversion import background
 from conversion.export_records import UNKNOWN, export_name, exported, step_of_export, to_be_exported
 from conversion.service import Stop, say, stop_signals
-from conversion.watching import Tell, append_line, read_lines, rounds, sole_worker, telling, wait_for
-from evaluation.reference import Record, Reference, behind, draw, load_references, read_records
-from evaluation.scalars import add_records
+from conversion.watching import Tell, alerts_to, append_line, read_lines, rounds, sole_worker, telling, wait_for
+from evaluation.reference import load_references, read_records
+from evaluation.report import Report, write_json, write_whole
 from evaluation.suite import Suite, SuiteTask, load_suite
 from evaluation.vibe import PROMPTS, Column, ask, load_vibe, page
 from smol_config import UserError
@@ -30,7 +30,6 @@ from smol_console import add_command, whole_number
 
 STARTED_NAME = "watch.jsonl"
 """In SUITE: of which checkpoint (digest) each step's evaluation is, since a run that rolled back saves steps anew."""
-BEHIND_NAME = "behind.json"
 
 
 def watch(options: argparse.Namespace) -> int:
@@ -48,11 +47,12 @@ def watch(options: argparse.Namespace) -> int:
     if not (asked := suite.selected("development")):
         raise UserError(f"{options.suite}: no task has use: development; those for reports are for the finished model: `run`")
     load_references(options.reference)  # refused before anything is waited for
+    alerts = alerts_to(_webhook(options.webhook))
     folder = run / "evaluations" / options.suite.stem
     with stop_signals() as stop:
         if not wait_for(run, options.every, stop):
             return 0
-        with sole_worker(folder / "watch.lock", "a watcher"), telling(run, _webhook(options.webhook)) as tell:
+        with sole_worker(folder / "watch.lock", "a watcher"), telling(run, alerts) as tell:
             return Watcher(run, folder, suite, asked, options, stop, tell).work()
 
 
@@ -77,7 +77,8 @@ class Watcher:
         tell: Tell,
     ) -> None:
         self.run, self.folder, self.suite, self.asked = run, folder, suite, asked
-        self.options, self.stop, self.tell = options, stop, tell
+        self.options, self.stop = options, stop
+        self.report = Report(run, folder, options.reference, tell)
         self.started: dict[int, str] = {line["step"]: line["checkpoint"] for line in read_lines(folder / STARTED_NAME)}
         """Step -> digest."""
         self.failed: dict[tuple[int, str], str] = {}
@@ -89,7 +90,7 @@ class Watcher:
         """Until the run is done and all its checkpoints are evaluated, or once what is there now."""
         self._clean_up()
         say(f"evaluating the exports of {self.run} on {self.options.suite}")
-        self._report()  # what a kill left undone
+        self.report.make(read_records(self.folder))  # what a kill left undone
         if self.options.vibe:
             self._write_page()
         try:
@@ -153,7 +154,7 @@ class Watcher:
         for task, reason in record["not_run"].items():
             say(f"step {step}: not run: {task}: {reason}")
         say(f"step {step}: {', '.join(f'{name} {value:.4g}' for name, value in record['results'].items())}")
-        self._report()
+        self.report.make(read_records(self.folder))
 
     def _talk(self, step: int, digest: str) -> None:
         """Ask a checkpoint what vibe.yaml asks, and make the page of all."""
@@ -168,7 +169,7 @@ class Watcher:
             say(f"{model} is NOT asked: {error}")
             return
         path.parent.mkdir(exist_ok=True)
-        _write_json(path, {**column, "model": export_name(step)})
+        write_json(path, {**column, "model": export_name(step)})
         self._write_page()
         say(f"step {step}: its answers are in {self.run / 'evaluations' / 'vibe.html'}")
 
@@ -180,7 +181,7 @@ class Watcher:
 
     def _write_page(self) -> None:
         if columns := [column for _, column in self._asked_already()]:
-            _write_whole(self.run / "evaluations" / "vibe.html", page(self.vibe, columns))
+            write_whole(self.run / "evaluations" / "vibe.html", page(self.vibe, columns))
 
     def _answers(self, step: int) -> Path:
         return self.run / "evaluations" / "vibe" / f"{export_name(step)}.json"
@@ -188,58 +189,10 @@ class Watcher:
     def _in_child(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return background.call(_without_gpus, function, *arguments, threads=self.options.threads, stop=self.stop)
 
-    # --- what is made of all results -------------------------------------------------------------------------------------
-
-    def _report(self) -> None:
-        """TensorBoard, picture and comparison; of what is on disk, so that nothing is lost or told twice after a kill."""
-        ours = read_records(self.folder)
-        if not any(record["results"] for record in ours):
-            return
-        tensorboard = self.run / "tensorboard"
-        add_records(tensorboard, ours)
-        references = load_references(self.options.reference)  # they may be training, too
-        for reference in references:
-            add_records(tensorboard, reference.beside(ours), f"reference/{reference.name}")
-            self._compare(ours, reference)
-        draw(self.run.name, ours, references, self.folder / "scores.png")
-
-    def _compare(self, ours: Sequence[Record], reference: Reference) -> None:
-        """Tell of what is behind, each step once."""
-        compared = self._compared()
-        steps = compared.setdefault(reference.name, {})
-        for record in ours:
-            if str(record["step"]) in steps or (theirs := reference.at(record)) is None:
-                continue
-            found = behind(record, theirs)
-            for name, told in found.items():
-                say(f"WARNING: step {record['step']}: behind {reference.name}: {name} {told}")
-            if found:
-                told = "; ".join(f"{name} {how}" for name, how in found.items())
-                self.tell("behind", f"step {record['step']:,} is behind {reference.name}: {told}")
-            steps[str(record["step"])] = found
-            _write_json(self.folder / BEHIND_NAME, compared)
-
     def _forget(self, step: int) -> None:
         """What was made of an export that is no more."""
         self._answers(step).unlink(missing_ok=True)
-        compared = self._compared()
-        for steps in compared.values():
-            steps.pop(str(step), None)
-        _write_json(self.folder / BEHIND_NAME, compared)
-
-    def _compared(self) -> dict[str, dict[str, Any]]:
-        """Reference -> step -> scores that were behind."""
-        path = self.folder / BEHIND_NAME
-        return dict(json.loads(path.read_text(encoding="utf8"))) if path.is_file() else {}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_whole(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.with_suffix(".partial").write_text(text, encoding="utf8")
-    path.with_suffix(".partial").rename(path)
+        self.report.forget(export_name(step))
 
 
 # --- in a child, which loads the heavy libraries -----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ read -ra wrap <<<"${SMOL_WRAP:-}"
 read -ra evaluate <<<"${SMOL_EVALUATE:-$SMOL_PYTHON -m evaluation held-out}"
 partial=$result-$SLURM_JOB_ID.partial
 mkdir -p "$(dirname "$result")"
+rm -rf "$partial" # of a start before a requeue, which has this number too
 "${wrap[@]}" "${evaluate[@]}" "$model" --config "$SMOL_CONFIG" --output "$partial" || [[ $? -eq 1 && -f $partial/results.json ]]
 if [[ -d $partial ]]; then
   rm -rf "${result%.json}"

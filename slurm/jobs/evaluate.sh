@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Job: submits one evaluation for every checkpoint that is exported, and uploaded where checkpoint.upload is set, while the run
-# trains; brings the results into its TensorBoard (docs/checkpoint_traffic.md). Needs the right to sbatch from a node.
+# trains; brings the results into its TensorBoard and tells of what is behind SMOL_EVALUATE_REFERENCES
+# (docs/checkpoint_traffic.md). Needs the right to sbatch from a node.
 set -euo pipefail
 
 one_cpu_node

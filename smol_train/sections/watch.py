@@ -110,7 +110,7 @@ AlertEvent = Literal[
     "behind",
 ]
 """What can be told: see smol_train/callbacks/alerts.py; from `silent` on by the watcher beside the run, slurm/watch.py, and
-`behind` by the one that evaluates it, evaluation/watch.py."""
+`behind` by the one that evaluates it, evaluation/report.py."""
 
 
 class AlertsConfig(Section):

@@ -14,6 +14,7 @@ from evaluation_parts import COLOURS, NAME, Write, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conversion.watching import sole_worker
+from evaluation import report
 from evaluation import watch as watching
 from evaluation.__main__ import main
 from evaluation.reference import Reference, draw
@@ -78,7 +79,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def call(_: Any, function: Any, *arguments: Any, threads: int, stop: Any) -> Any:
         return function(*arguments)
 
-    monkeypatch.setattr(watching, "draw", lambda *given: None)  # tested below
+    monkeypatch.setattr(report, "draw", lambda *given: None)  # tested below
     monkeypatch.setattr(watching, "_score", score)
     monkeypatch.setattr(watching.background, "call", call)
     return steps
@@ -224,7 +225,7 @@ def test_several_references_are_compared_and_drawn_by_name(
         write_result(tmp_path / name / "step_20", scores_of(0.9, 20, load_suite(path)))
     (tmp_path / "paper.json").write_text(json.dumps({NAME: 0.875}))
     given = [f"wide={tmp_path / 'wide'}", f"deep={tmp_path / 'deep'}", f"paper={tmp_path / 'paper.json'}"]
-    monkeypatch.setattr(watching, "draw", lambda *all_of: pictures.append([one.name for one in all_of[2]]))
+    monkeypatch.setattr(report, "draw", lambda *all_of: pictures.append([one.name for one in all_of[2]]))
     command = ["watch", str(run), "--suite", str(path), "--once"]
     assert main([*command, *(word for one in given for word in ("--reference", one))]) == 0
     assert [alert["text"].partition(":")[0] for alert in alerts(run)] == ["step 20 is behind wide", "step 20 is behind deep"]
@@ -329,7 +330,7 @@ def test_where_no_task_could_be_reached_there_is_nothing_to_draw(
         return record
 
     monkeypatch.setattr(watching, "_score", unreached)
-    monkeypatch.setattr(watching, "draw", lambda *given: pytest.fail("a picture of nothing"))
+    monkeypatch.setattr(report, "draw", lambda *given: pytest.fail("a picture of nothing"))
     assert main(["watch", str(run), "--suite", str(write_suite([{"name": "task"}])), "--once"]) == 1
     assert "step 20: not run: task: no Hub" in capsys.readouterr().out and not (run / "tensorboard").exists()
 
@@ -354,7 +355,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     refused("is not there; give train.output_dir", tmp_path / "nowhere")
     refused("no task has use: development", run, suite=write_suite([{"name": "task", "use": "report"}]))
     suite = write_suite([{"name": "task"}])
-    refused("--reference published is not NAME=FOLDER or NAME=scores.json", run, "--reference", "published")
+    refused("the reference published is not NAME=FOLDER or NAME=scores.json", run, "--reference", "published")
     refused("holds no */results.json; give a folder that watch or run filled", run, "--reference", f"a={tmp_path}")
     (tmp_path / "strange" / "a").mkdir(parents=True)
     (tmp_path / "strange" / "a" / "results.json").write_text('{"results": {}, "step": 1}')
@@ -366,7 +367,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     paper = tmp_path / "paper.json"
     paper.write_text("{}")
     twice = ["--reference", f"a={paper}", "--reference", f"a={paper}"]
-    refused("--reference: 2 are named a, and scores are drawn by name; give each one of its own", run, *twice)
+    refused("2 references are named a, and scores are drawn by name; give each one of its own", run, *twice)
     refused("--webhook NO_SUCH: not set in the environment; export NO_SUCH=https://... first", run, "--webhook", "NO_SUCH")
     monkeypatch.setenv("CHANNEL", "ftp://host")
     refused("the webhook: webhook='ftp://ho'... is not an http or https URL", run, "--webhook", "CHANNEL")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from evaluated_run import Queue
 from ports import free_ports
 from preflight_parts import CheckedNode
 from slurm_cluster import Cluster, Submitter, copy_repository, missing_packages
@@ -31,6 +32,11 @@ def cluster(lab: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Submitter:
     return Submitter(cluster, tmp_path)
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    return Queue(tmp_path, monkeypatch)
 
 
 @pytest.fixture

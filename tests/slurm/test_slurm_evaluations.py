@@ -12,9 +12,9 @@ from typing import Any
 
 import jobs
 import pytest
+from evaluated_run import Queue, evaluate, export, points, result, tell
 from ranks import Ranks
 from s3_double import s3_double
-from save_jobs import note_upload
 from slurm_cluster import Cluster, Submitter, fake_program, wait_until
 from tiny_runs import QUICKSTART, REPOSITORY, tiny_overrides
 
@@ -22,90 +22,14 @@ from conversion.export_records import Records
 from conversion.upload.s5cmd import find_program
 from evaluation import scalars
 from slurm import evaluation_jobs, evaluations
-from slurm.scheduler import Job, Slurm
 from smol_train.checkpoint_folder import MARKER, STATE, digest_of, folder_name, note_path, whole_checkpoints
 
-
-def tell(run: Path, event: str) -> None:
-    (run / "alerts.jsonl").write_text(json.dumps({"event": event}) + "\n")
-
-
-def export(run: Path, step: int, uploaded: bool = True, content: str = "") -> Path:
-    """A checkpoint that was exported; returns the Hugging Face folder."""
-    checkpoint, hf = run / folder_name(step), run / "hf" / f"step_{step}"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    hf.mkdir(parents=True, exist_ok=True)
-    (checkpoint / STATE).write_text("{}")
-    (checkpoint / MARKER).write_text(f"{step}{content}")
-    Records(run / "hf").add("exporting", step, checkpoint=digest_of(checkpoint), revision="main")
-    if uploaded:
-        note_upload(checkpoint)
-    return hf
-
-
-def points(run: Path) -> list[scalars.Point]:
-    """What TensorBoard would draw, a point that was written twice twice."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
-    files = (run / "tensorboard" / "evaluations").glob("events.out.tfevents.*")
-    events = [event for path in files for event in LegacyEventFileLoader(str(path)).Load()]
-    return sorted((event.step, value.tag, value.simple_value) for event in events for value in event.summary.value)
-
-
-def result(run: Path, step: int, text: str) -> Path:
-    """What an evaluation leaves."""
-    path = run / "evaluations" / f"step_{step}-{(digest_of(run / folder_name(step)) or '')[:8]}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    return path
-
-
 # --- the rules ---------------------------------------------------------------------------------------------------------------
-
-
-class Queue:
-    """Stands in for Slurm: sbatch gives numbers from 1, and what is in the queue is told by the test."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls, self.refuses = folder / "sbatch.calls", folder / "sbatch.refuses"
-        self.queue: list[Job] | None = []
-        self.states: dict[str, str] = {}
-        fake_program(
-            folder,
-            "sbatch",
-            f"[ ! -e {self.refuses} ] || {{ echo no partition >&2; exit 1; }}\n"
-            f'echo "$@" >>{self.calls}\nenv >{folder}/environment\nwc -l <{self.calls}',
-        )
-        monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
-        monkeypatch.setenv("SMOL_CODE", "/code")
-        monkeypatch.setenv("SMOL_EVALUATE_SBATCH", "--partition=low --time=10")
-        monkeypatch.setenv("SMOL_ACCOUNT", "lab")
-        monkeypatch.setattr(Slurm, "jobs", lambda _: self.queue)
-        monkeypatch.setattr(Slurm, "last_state", lambda _, job: self.states.get(job))
-
-    @property
-    def submitted(self) -> list[str]:
-        """Models of the jobs."""
-        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
-        return [Path(line.split()[-2]).name for line in lines]
-
-    def runs(self, *numbers: str) -> None:
-        self.queue = [Job(number, "", "RUNNING", "", "n1", "1:00") for number in numbers]
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    return Queue(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
-
-
-def evaluate(run: Path, *options: str, uploads: bool = True) -> int:
-    settings = [f"train.output_dir={run}", *(["checkpoint.upload=s3://bucket/runs"] if uploads else [])]
-    return evaluations.main([str(QUICKSTART), *options, *settings])
 
 
 def test_what_is_exported_and_uploaded_is_submitted_once_oldest_first(
@@ -385,6 +309,8 @@ def test_every_checkpoint_is_exported_uploaded_and_evaluated_on_the_cluster(
     [trained] = ranks.run(jobs.train, 1, overrides=settings, save=True, evaluate=True)
     submit.overrides = [*settings, "checkpoint.upload=s3://bucket/runs"]
     submit.settings |= {"SMOL_CPU_CORES": "2", "SMOL_EVALUATE_SBATCH": "--partition=idle --time=10"}
+    (submit.run.parent / "paper.json").write_text('{"eval/loss/code": 2}')
+    submit.settings["SMOL_EVALUATE_REFERENCES"] = f"paper={submit.run.parent / 'paper.json'}"
     with s3_double() as s3:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
         monkeypatch.setattr(cluster, "environment", {**cluster.environment, **keys, "S3_ENDPOINT_URL": s3.address})
@@ -405,5 +331,7 @@ def test_every_checkpoint_is_exported_uploaded_and_evaluated_on_the_cluster(
             trained["steps"][-1][f"eval/loss/{name}"], abs=0.01
         )  # bf16 export
     assert len(points(submit.run)) == 2 * len(steps)
+    assert points(submit.run, "evaluations/reference/paper") == [(step, "eval/loss/code", 2.0) for step in steps]
+    assert len(points(submit.run, "evaluations_by_tokens")) == 2 * len(steps), "exports know their tokens"
     noted = [json.loads(line) for line in (submit.run / "slurm" / "evaluations.jsonl").read_text().splitlines()]
     assert [line["event"] for line in noted].count("submitted") == len(steps)
