@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.output import write_whole
 from evaluation import results
 from evaluation.client import Client, Job, find
 from evaluation.scalars import add_records
@@ -68,7 +69,7 @@ def judge_all(folder: Path, at_once: int, url: str | None = None) -> dict[str, A
                 del record["not_run"][waits]
             except UserError as error:
                 record["not_run"][waits] = f"{error}; python -m evaluation judge {folder}"
-            _write(folder / "results.json", json.dumps(record, indent=1) + "\n")
+            write_whole(folder / "results.json", json.dumps(record, indent=1) + "\n")
             if waits not in record["not_run"]:
                 _verdicts(folder, label).unlink(missing_ok=True)
     return record
@@ -94,7 +95,7 @@ def _judge(folder: Path, label: str, judge: Judge, record: dict[str, Any], at_on
         line["judged"] = [0.0 if verdict is None else score_in(verdict, judge.scale) for verdict in line["verdicts"]]
         if parsed := [score for score in line["judged"] if score is not None]:
             line["scores"][JUDGED] = sum(parsed) / len(parsed)
-    _write(path, "".join(json.dumps(line) + "\n" for line in samples))
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in samples))
     said, scores = ([item for line in lines for item in line[key]] for key in ("verdicts", "judged"))
     if not (values := [line["scores"][JUDGED] for line in lines if JUDGED in line["scores"]]):
         kept.unlink(missing_ok=True)  # nothing in it is worth keeping from a judge that was mended
@@ -128,12 +129,6 @@ def score_in(verdict: str, scale: tuple[int, int]) -> float | None:
 
 def _find(judge: Judge) -> Any:
     return find(judge.url, judge.model, "judge.url", "judge.model", judge.key)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf8")
-    partial.rename(path)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------

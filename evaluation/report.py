@@ -14,6 +14,7 @@ from typing import Any
 
 from conversion.service import say
 from conversion.watching import Tell
+from data_tools.output import write_whole
 from evaluation.reference import Record, Reference, behind, draw, load_references
 from evaluation.scalars import add_records
 
@@ -75,9 +76,3 @@ class Report:
 def write_json(path: Path, content: Any) -> None:
     """Whole or not at all."""
     write_whole(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.with_suffix(".partial").write_text(text, encoding="utf8")
-    path.with_suffix(".partial").rename(path)

@@ -30,6 +30,7 @@ from conversion import ConversionError, background
 from conversion.export_records import UNKNOWN, Records, export_name, exported
 from conversion.service import Later, Stop, say
 from conversion.watching import Tell, read_lines, rounds, telling
+from data_tools.output import write_whole
 from evaluation.reference import load_references
 from evaluation.report import Report
 from slurm.evaluation_jobs import Evaluation, EvaluationJobs
@@ -101,9 +102,7 @@ class Evaluations:
             return
         self.results |= came
         lines = [json.dumps({"step": step, **self.results[step]}) + "\n" for step in sorted(self.results)]
-        path = self.run / RESULTS_NAME
-        path.with_suffix(".partial").write_text("".join(lines), encoding="utf8")
-        path.with_suffix(".partial").rename(path)
+        write_whole(self.run / RESULTS_NAME, "".join(lines))
         for step, numbers in sorted(came.items()):
             told = ", ".join(f"{name} {value:.5g}" for name, value in sorted(numbers.items()))
             say(f"step {step}: {told or NO_NUMBERS}")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_tools.output import write_whole
 from evaluation.ablations.sweep import Arm, Round, Sweep, promoted_files
 from smol_config import UserError, mapping_to_yaml, merge_files, nearest
 
@@ -29,9 +30,8 @@ def promote(sweep: Sweep, current: Round, name: str, finished: set[str]) -> Path
         raise UserError(f"--promote {name}: none of its runs is finished; let the sweep train it first")
     path = sweep.output / "promoted" / f"{len(promoted_files(sweep)) + 1}_{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(_text(arms[name], path, current), encoding="utf8")
-    return partial.rename(path)
+    write_whole(path, _text(arms[name], path, current))
+    return path
 
 
 def _text(arm: Arm, path: Path, current: Round) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from data_tools.output import write_whole
 from evaluation.ablations.kinds import PRETRAINING, RECIPES, Kind, kind_of
 from smol_config import Section, UserError, load, load_mapping, mapping_to_yaml, merge_files, nearest
 
@@ -109,9 +110,7 @@ class Run:
         path = self.folder / CONFIG_NAME
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(mapping_to_yaml(self.mapping), encoding="utf8")
-            partial.rename(path)
+            write_whole(path, mapping_to_yaml(self.mapping))
         return path
 
 
