@@ -16,11 +16,12 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from data_tools.output import REPORT_NAME, Part, Working, resumable_folder, write_whole
+from data_tools.output import REPORT_NAME, Part, Working, resumable_folder
 from data_tools.shard_work import EMPTY, ShardWork, total
 from smol_config import UserError
 from smol_console import Progress
 from smol_data.manifest import Manifest, TokenizerIdentity
+from smol_files import write_whole
 
 
 def finish(work: ShardWork) -> Manifest:

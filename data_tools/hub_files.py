@@ -20,10 +20,10 @@ from typing import Any
 
 from data_tools.catalogue import CatalogueEntry
 from data_tools.hub_listing import LISTING, MIRROR, HubFile, Listing, glob_to_regex, has_file, kept_listing, spaced
-from data_tools.output import write_whole
 from smol_config import UserError
 from smol_console import Progress
 from smol_data.manifest import sha256_of_file
+from smol_files import write_whole
 
 GIGABYTE = 10**9
 TRIES = 6

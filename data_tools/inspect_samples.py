@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.output import check_file, write_whole
+from data_tools.output import check_file
 from data_tools.rendering import Decode, html_page, ids_as_text, text_page, window_json
 from data_tools.run_config import DataRun, load_data_run
 from data_tools.run_folder import load_begun_run
@@ -23,6 +23,7 @@ from smol_config import UserError
 from smol_console import Progress, add_command, whole_number
 from smol_data.schedule import Segment, batch_at, segment_of, step_of, total_steps
 from smol_data.shards import TokenDataset, open_datasets
+from smol_files import write_whole
 
 MOST_WINDOWS = 65_536
 """Listed at once. Their places are held in memory, and the text of those that --limit allows."""

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from smol_config import Section, UserError
 from smol_data.manifest import FileEntry, sha256_of_file
+from smol_files import write_whole
 
 REPORT_NAME = "report.json"
 """What a command tells of its result, beside the data; no manifest lists it, since it decides no token."""
@@ -69,20 +70,6 @@ def check_file(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, whatever happens meanwhile.
-
-    What a killed process left beside it goes with the next call: the name is the same for all, of whom one writes at a time.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf8")
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _refused(folder: Path, error: OSError) -> UserError:

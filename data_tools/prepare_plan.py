@@ -15,11 +15,11 @@ from pydantic import Field
 
 from data_tools.catalogue import Catalogue, CatalogueEntry, Rule
 from data_tools.hub_listing import Listing, kept_listing
-from data_tools.output import write_whole
 from data_tools.run_config import DataRun
 from smol_config import Section, UserError, nearest, parse
 from smol_console import short, table
 from smol_data.manifest import MANIFEST_NAME, read_manifest
+from smol_files import write_whole
 
 Side = Literal["train", "held_out"]
 

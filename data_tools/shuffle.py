@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_tools.output import REPORT_NAME, check_new_folder, resumable_folder, write_whole
+from data_tools.output import REPORT_NAME, check_new_folder, resumable_folder
 from smol_config import UserError
 from smol_console import Progress, add_command, byte_size, whole_number
 from smol_data.files import TokenFiles
 from smol_data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from smol_data.open_files import OpenFiles
+from smol_files import write_whole
 
 if TYPE_CHECKING:
     from data_tools.chunk_runs import Plan

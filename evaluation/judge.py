@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.output import write_whole
 from evaluation import results
 from evaluation.client import Client, Job, find
 from evaluation.scalars import add_records
@@ -27,6 +26,7 @@ from evaluation.statistic import interval
 from evaluation.suite import JUDGED, Judge, SuiteTask
 from smol_config import UserError, parse
 from smol_console import add_command, whole_number
+from smol_files import write_whole
 
 FORMAT = (
     "\n\nEnd your reply with a line that holds nothing but `Score: N`, where N is a whole number from {} (worst) to {} (best)."

@@ -14,9 +14,9 @@ from typing import Any
 
 from conversion.service import say
 from conversion.watching import Tell
-from data_tools.output import write_whole
 from evaluation.reference import Record, Reference, behind, draw, load_references
 from evaluation.scalars import add_records
+from smol_files import write_json
 
 BEHIND_NAME = "behind.json"
 
@@ -71,8 +71,3 @@ class Report:
         """Reference -> name of an evaluation's folder -> scores that were behind."""
         path = self.folder / BEHIND_NAME
         return dict(json.loads(path.read_text(encoding="utf8"))) if path.is_file() else {}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")

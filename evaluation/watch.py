@@ -21,13 +21,13 @@ from conversion import background
 from conversion.export_records import UNKNOWN, export_name, exported, step_of_export, to_be_exported
 from conversion.service import Stop, say, stop_signals
 from conversion.watching import Tell, alerts_to, append_line, read_lines, rounds, sole_worker, telling, wait_for
-from data_tools.output import write_whole
 from evaluation.reference import load_references, read_records
-from evaluation.report import Report, write_json
+from evaluation.report import Report
 from evaluation.suite import Suite, SuiteTask, load_suite
 from evaluation.vibe import PROMPTS, Column, ask, load_vibe, page
 from smol_config import UserError
 from smol_console import add_command, whole_number
+from smol_files import write_json, write_whole
 
 STARTED_NAME = "watch.jsonl"
 """In SUITE: of which checkpoint (digest) each step's evaluation is, since a run that rolled back saves steps anew."""

@@ -19,6 +19,7 @@ import numpy as np
 from post_training.config import PreparationConfig
 from smol_config import UserError, load_mapping, parse
 from smol_console import add_command, percent, short, table, whole_number
+from smol_files import write_whole
 
 _TRAINED, _PLAIN = "\x1b[30;42m", "\x1b[0m"
 _REJECTED = "\x1b[30;41m"
@@ -47,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The command; raises UserError for what cannot be read, and when there are findings that refuse training."""
-    from data_tools.output import check_file, write_whole
+    from data_tools.output import check_file
     from post_training import checks
     from post_training.prepare import findings_of, mixtures_of
     from post_training.sources import find

@@ -30,12 +30,12 @@ from conversion import ConversionError, background
 from conversion.export_records import UNKNOWN, Records, export_name, exported
 from conversion.service import Later, Stop, say
 from conversion.watching import Tell, read_lines, rounds, telling
-from data_tools.output import write_whole
 from evaluation.reference import load_references
 from evaluation.report import Report
 from slurm.evaluation_jobs import Evaluation, EvaluationJobs
 from slurm.service import parser_for, service_exit_code, work_beside
 from smol_config import UserError, load
+from smol_files import write_whole
 from smol_train.checkpoint_folder import read_note, step_of, whole_checkpoints
 from smol_train.config import RunConfig
 

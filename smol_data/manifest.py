@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from smol_config import Section, UserError
+from smol_files import write_whole
 
 MANIFEST_NAME = "manifest.json"
 
@@ -81,9 +82,7 @@ class Manifest(Section):
 
     def write(self, folder: Path) -> None:
         """Write the manifest atomically; call it last, since a folder with a manifest counts as whole."""
-        partial = folder / f"{MANIFEST_NAME}.partial"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf8")
-        partial.rename(folder / MANIFEST_NAME)
+        write_whole(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(folder: str | Path) -> Manifest:

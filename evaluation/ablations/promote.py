@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.output import write_whole
 from evaluation.ablations.sweep import Arm, Round, Sweep, promoted_files
 from smol_config import UserError, mapping_to_yaml, merge_files, nearest
+from smol_files import write_whole
 
 
 def promote(sweep: Sweep, current: Round, name: str, finished: set[str]) -> Path:

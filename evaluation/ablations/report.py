@@ -20,6 +20,7 @@ from evaluation.ablations.run_folder import Outcome
 from evaluation.ablations.sweep import Round, Run
 from evaluation.ablations.trainer import Plan
 from smol_console import short, table
+from smol_files import write_whole
 
 RULE = (
     "The band is what seeds alone do to the difference, 19 times in 20: Student's t times the spread within arms times "
@@ -196,9 +197,7 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     texts = {"results.json": json.dumps(record, indent=1) + "\n", "table.md": _markdown(record)}
     texts["report.html"] = _page(record, [picture for picture in pictures if picture])
     for name, content in texts.items():
-        partial = folder / f"{name}.partial"
-        partial.write_text(content, encoding="utf8")
-        partial.rename(folder / name)
+        write_whole(folder / name, content)
 
 
 def _markdown(record: dict[str, Any]) -> str:

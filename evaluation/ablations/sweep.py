@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from data_tools.output import write_whole
 from evaluation.ablations.kinds import PRETRAINING, RECIPES, Kind, kind_of
 from smol_config import Section, UserError, load, load_mapping, mapping_to_yaml, merge_files, nearest
+from smol_files import write_whole
 
 BASELINE = "baseline"
 CONFIG_NAME = "config.yaml"

@@ -20,10 +20,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 import smol_progress
-from data_tools.output import whole_folder, write_whole
+from data_tools.output import whole_folder
 from post_training.recipes.config import RecipeConfig
 from post_training.recipes.model_card import model_card
 from smol_config import to_yaml
+from smol_files import write_whole
 
 MARKER, STATE = "COMPLETE", "state.json"
 

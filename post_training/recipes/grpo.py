@@ -19,11 +19,11 @@ from transformers import AutoConfig, TrainerCallback
 from post_training import rewards
 from post_training.prepare import Prepared
 from post_training.recipes.config import GrpoConfig
-from post_training.recipes.metrics import keep_until
 from post_training.rewards import Reply
 from post_training.template import Renderer
 from smol_answers import END_THINK, THINK
 from smol_config import UserError
+from smol_files import keep_until
 
 ANSWERS = "answers.jsonl"
 """In the run's folder: a group of every logged step, with its rewards, to read what is being rewarded."""

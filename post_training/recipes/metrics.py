@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from smol_files import keep_until
+
 METRICS = "metrics.jsonl"
 _NAMES = {"mean_token_accuracy": "token_accuracy", "frac_reward_zero_std": "rewards/equal_groups"}
 """Where TRL's name for something is not ours."""
@@ -82,23 +84,3 @@ def _named(name: str) -> str | None:
     """Our name for one of the trainer's scalars; None for what is not written."""
     group, own = ("eval", name.removeprefix("eval_")) if name.startswith("eval_") else ("train", name)
     return None if own in _LEFT_OUT else f"{group}/{_NAMES.get(own, own)}"
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Cut a file such as metrics.jsonl after `step`, dropping a line that a kill left half written; what is cut goes to
-    metrics_lost.jsonl."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    lost: list[str] = []
-    for line in path.read_text(encoding="utf8").splitlines(keepends=True):
-        try:
-            (kept if json.loads(line)["step"] <= step else lost).append(line)
-        except ValueError:
-            continue
-    if lost:
-        with path.with_name(f"{path.stem}_lost.jsonl").open("a", encoding="utf8") as file:
-            file.writelines(lost)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf8")
-    partial.rename(path)

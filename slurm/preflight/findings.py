@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slurm.preflight.limits import Limits
 from smol_config import UserError
+from smol_files import write_json
 from smol_train.config import RunConfig
 
 if TYPE_CHECKING:
@@ -133,10 +134,3 @@ def read_report(path: Path) -> Report:
 def read_findings(results: list[dict[str, Any]]) -> dict[str, Finding]:
     """By check."""
     return {one["check"]: Finding(**{name: one[name] for name in one if name != "check"}) for one in results}
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replaced in one step, so that a reader never sees half of it."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf8")
-    partial.rename(path)

@@ -13,9 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm.preflight.findings import Finding, judged, write_json
+from slurm.preflight.findings import Finding, judged
 from slurm.preflight.limits import NetworkLimits
 from slurm.preflight.transport import NETWORK_LOG, Transports, judge_transports, read_transports
+from smol_files import write_json
 from smol_train.launch import host_name, launched_as
 
 if TYPE_CHECKING:

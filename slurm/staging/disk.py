@@ -11,6 +11,7 @@ from humanize import naturalsize
 
 from slurm.staging.needs import StagingError
 from smol_data.manifest import MANIFEST_NAME, FileEntry, Manifest, sha256_of_file
+from smol_files import write_whole
 from smol_train.checkpoint_folder import free_bytes
 
 MARK = "staged.json"
@@ -122,7 +123,7 @@ class Disk:
             (folder / entry.name).unlink(missing_ok=True)
         for path in {*(folder / PARTIAL).iterdir()} - {self.partial(name, entry) for entry in missing}:
             path.unlink()  # as an s5cmd leaves that was killed
-        self._write_mark(folder, Mark(manifest.digest, made))
+        write_whole(folder / MARK, json.dumps(asdict(Mark(manifest.digest, made))) + "\n")
 
     def finish(self, name: str, manifest: Manifest) -> None:
         """All files of the dataset are there and right."""
@@ -142,8 +143,3 @@ class Disk:
         for part in (path, *path.parents):
             if part != self.root and part.is_relative_to(self.root) and part.is_symlink():
                 part.unlink()
-
-    def _write_mark(self, folder: Path, mark: Mark) -> None:
-        partial = folder / f"{MARK}.partial"
-        partial.write_text(json.dumps(asdict(mark)) + "\n", encoding="utf8")
-        partial.rename(folder / MARK)

@@ -15,6 +15,7 @@ import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from smol_files import keep_until
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.tensorboard_layout import LAYOUT
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
-LOST_NAME = "metrics_lost.jsonl"
-"""Lines of steps that were trained again, or passed over by a rollback: what faults cost (slurm/incidents.py)."""
 
 OCCASIONAL = ("eval/", "checkpoint/", "ranks/", "data/", "train/parameter_norm/")
 """How the names of metrics begin that only some steps have."""
@@ -123,25 +122,6 @@ def is_written(trainer: "Trainer", metrics: Metrics) -> bool:
     step, every = trainer.state.step, trainer.config.logging.every_steps
     special = any(name.startswith(OCCASIONAL) for name in metrics) or not trainer.verdict.update
     return special or step % every == 0 or step == trainer.total_steps
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Cut metrics.jsonl after `step`, dropping a line that a crash left half written. What is cut goes to LOST_NAME."""
-    if not path.exists():
-        return
-    kept: list[str] = []
-    lost: list[str] = []
-    for line in path.read_text(encoding="utf8").splitlines():
-        try:
-            (kept if json.loads(line)["step"] <= step else lost).append(line + "\n")
-        except json.JSONDecodeError:
-            continue
-    if lost:
-        with contextlib.suppress(OSError), path.with_name(LOST_NAME).open("a", encoding="utf8") as file:
-            file.write("".join(lost))
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf8")
-    partial.rename(path)
 
 
 def peak_tflops(device: torch.device, configured: float | None) -> float | None:

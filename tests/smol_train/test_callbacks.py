@@ -12,26 +12,7 @@ import pytest
 import torch
 from ranks import Ranks
 
-from smol_train.callbacks.metrics import keep_until, peak_tflops
-
-
-def test_lines_after_the_resumed_step_are_dropped_and_torn_ones_too(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "trai')
-    keep_until(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    keep_until(tmp_path / "absent.jsonl", 2)
-    assert not (tmp_path / "absent.jsonl").exists()
-
-
-def test_lines_of_steps_that_are_trained_again_are_kept_beside(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for attempt in "ab":
-        with path.open("a") as file:
-            file.write("".join(json.dumps({"step": step, "attempt": attempt}) + "\n" for step in (1, 2, 3)))
-        keep_until(path, 0)
-    lost = [json.loads(line) for line in (tmp_path / "metrics_lost.jsonl").read_text().splitlines()]
-    assert [(line["attempt"], line["step"]) for line in lost] == [(a, step) for a in "ab" for step in (1, 2, 3)]
+from smol_train.callbacks.metrics import peak_tflops
 
 
 def test_the_peak_is_the_configured_one_or_unknown_without_a_gpu() -> None:
