@@ -32,6 +32,7 @@ from slurm.service import service_exit_code
 from slurm.watch_checks import CHECKS, Condition, Facts, Room
 from smol_config import UserError, load
 from smol_console import whole_number
+from smol_files import write_json
 from smol_train.callbacks.alerts import ALERTS_NAME, Alerts
 from smol_train.checkpoint_folder import bytes_on_disk, free_bytes, note_of, whole_checkpoints
 from smol_train.config import RunConfig
@@ -172,9 +173,7 @@ class Watcher:
             say(f"{what}: {text}")
 
     def _save(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self.state), indent=1) + "\n", encoding="utf8")
-        partial.replace(self.path)
+        write_json(self.path, asdict(self.state))
 
 
 def _room(run: Path, checkpoints: list[Path]) -> Room:

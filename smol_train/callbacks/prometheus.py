@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smol_files import write_whole
 from smol_train.callbacks.base import Callback, Metrics
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class PrometheusFile(Callback):
         assert self.path
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(".partial")  # not .prom: the collector would read it
-            partial.write_text(exposition(self.values, run), encoding="utf8")
-            partial.replace(self.path)
+            write_whole(self.path, exposition(self.values, run))  # what it writes first does not end in .prom, which is read
         except OSError as error:
             if not self.failed:
                 logger.warning("logging.prometheus_file=%s cannot be written (%s)", self.path, error.strerror)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from smol_files import write_whole
 from smol_train.callbacks.alerts import Alerts
 from smol_train.callbacks.base import Callback, Metrics
 from smol_train.exit_codes import REQUEUE
@@ -149,9 +150,7 @@ class Watchdog(Callback):
         place = {"rank": self.ranks.rank, "host": host_name(), "pid": os.getpid()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps({**place, "step": phase.step, "phase": phase.name, "time": phase.time}) + "\n")
-            partial.replace(path)
+            write_whole(path, json.dumps({**place, "step": phase.step, "phase": phase.name, "time": phase.time}) + "\n")
         except OSError as error:
             logger.warning("heartbeat %s cannot be written (%s)", path, error.strerror)
         self.written = phase
