@@ -1,7 +1,6 @@
 """`python -m evaluation run` and `show`: lm-eval's scores, and everything that they depend on beside them."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -16,13 +15,9 @@ from evaluation_parts import COLOURS, OFFLINE, Write, lines, record, run
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import REPOSITORY
 
 import smol_progress
 from evaluation.__main__ import main
-from evaluation.reference import load_reference
-from evaluation.results import score_name
-from evaluation.suite import load_suite
 from smol_console import Progress
 
 
@@ -330,19 +325,6 @@ def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "instruct", "ruler"])
-def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
-    name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
-    for use in sorted({task.use for task in load_suite(path).tasks}):
-        assert run(base_model, path, tmp_path / use, "--use", use) == 1
-        made = record(tmp_path / use)
-        assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
-        assert capsys.readouterr().err.count("not run: ") == len(made["not_run"])
-
-
-@pytest.mark.slow
 def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Path, tmp_path: Path, write_suite: Write) -> None:
     data = {"text": str(corpus / "text" / "held_out"), "lengths": [128], "depths": [0.5], "each": 8}
     names = ["text_docs", "cloze_docs", "needle"]
@@ -381,32 +363,3 @@ def test_lm_evals_own_command_writes_and_scores_the_same_chat(chat_model: Path, 
     found = lines(tmp_path / "out" / "samples" / "instructions_no_think.jsonl")
     assert {line["question"]: (line["prompt_sha256"], line["responses"]) for line in found} == answers
     assert len({line["responses"][0][0] for line in found}) > 1
-
-
-SUITES = [load_suite(path) for path in sorted((REPOSITORY / "evaluation" / "suites").glob("*.yaml"))]
-
-
-def test_every_suite_that_ships_finds_its_folders() -> None:
-    assert all(folder.is_dir() for suite in SUITES for folder in suite.folders)
-
-
-@pytest.mark.parametrize("name", ["base", "ruler", "instruct"])
-def test_published_scores_have_the_names_of_the_suites_scores(name: str) -> None:
-    path = REPOSITORY / "evaluation" / "smollm3" / f"published_{name}.json"
-    level = load_reference(f"card={path}").level
-    tasks = load_suite(REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml").tasks
-    metrics = {score_name(task.label, mode, ""): task.metrics for task in tasks for mode in task.modes}
-    assert level and {f"{score.rpartition('/')[0]}/" for score in level} <= metrics.keys()
-    for score, value in level.items():
-        start, _, metric = score.rpartition("/")
-        assert 0 < value < 1 and metric in (metrics[f"{start}/"] or [metric]), score
-
-
-def test_the_table_of_engines_has_every_task_of_the_suites() -> None:
-    _, _, after = (REPOSITORY / "docs" / "evaluation.md").read_text().partition("| task | transformers | server |\n")
-    table, _, _ = after.partition("\n\n")
-    rows = [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table.splitlines()]
-    names = [name for row in rows for name in row - {"cf", "mcf"}]
-    assert sorted(names) == sorted({task.name for suite in SUITES for task in suite.tasks})
-    lettered = {task.name for suite in SUITES for task in suite.tasks if task.form == "mcf"}
-    assert lettered <= {name for row in rows if "mcf" in row for name in row} | {"cloze_docs"}
