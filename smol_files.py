@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a small file so that it is there whole or not at all, whatever happens meanwhile.
 
     What a killed process left beside it goes with the next call: the name is the same for all, of whom one writes at a time.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf8")
+        partial.write_bytes(content if isinstance(content, bytes) else content.encode())
         partial.rename(path)
     except OSError:
         with contextlib.suppress(OSError):  # a place that cannot be written has nothing to remove either

@@ -21,12 +21,12 @@ def test_a_fault_leaves_the_former_file_and_nothing_beside_it(tmp_path: Path, mo
     path = tmp_path / "note.txt"
     write_whole(path, "former")
 
-    def full(self: Path, text: str, **_: object) -> int:
-        with self.open("w") as file:
-            file.write(text[:3])
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:3])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_whole(path, "new and longer")
     assert list(tmp_path.iterdir()) == [path] and path.read_text() == "former"

@@ -191,12 +191,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
-    """results.json, table.md and report.html, each whole."""
+    """results.json, table.md, the pictures and report.html, each whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [figures.losses(record), figures.differences(record)]
+    drawn = {"losses.png": figures.losses(record), "differences.png": figures.differences(record)}
+    pictures = {name: picture for name, picture in drawn.items() if picture}
     texts = {"results.json": json.dumps(record, indent=1) + "\n", "table.md": _markdown(record)}
-    texts["report.html"] = _page(record, [picture for picture in pictures if picture])
-    for name, content in texts.items():
+    texts["report.html"] = _page(record, list(pictures.values()))
+    for name, content in (texts | pictures).items():
         write_whole(folder / name, content)
 
 

@@ -92,11 +92,11 @@ def test_html_is_one_file_complete_in_itself(tool: Tool, config: Path, tmp_path:
 
 
 def test_a_disk_that_refuses_leaves_no_page(tool: Tool, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, text: str, **_: Any) -> None:
-        self.write_bytes(b"half")
+    def full(self: Path, data: bytes) -> None:
+        self.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     outcome = tool("inspect", "--config", config, "--step", "3", "--html", tmp_path / "page.html")
     assert (outcome.code, "page.html cannot be written: No space left on device" in outcome.err) == (2, True)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """`ablate` from a sweep's file to its report, with a trainer that leaves a run's files in no time (ablation_parts.py)."""
 
+import base64
 import fcntl
 import os
 import signal
@@ -52,6 +53,8 @@ def test_a_sweep_is_trained_compared_and_told(lab: Lab, capsys: pytest.CaptureFi
     assert "about 0.2 fall outside it by chance" in said
     page, markdown = ((lab.output / name).read_text() for name in ("report.html", "table.md"))
     assert page.count("data:image/png;base64,") == 2 and "http" not in page and "<td class='worse'>worse</td>" in page
+    for name in ("losses.png", "differences.png"):
+        assert base64.b64encode((lab.output / name).read_bytes()).decode() in page
     hours = {line.split(" | ")[0]: line.split(" | ")[6] for line in markdown.partition("\n\n")[0].splitlines()}
     assert (hours["| low"], hours["| baseline"]) == ("0.00249 GPU", "0.00371"), "whose devices its log calls none"
     assert "<tr><td>low, seed 8</td><td>done</td>" in page and "<td>2</td><td>0.00107 GPU</td></tr>" in page
