@@ -16,7 +16,7 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: each worker takes a file at a time, and a long one at the end would keep one worker alone."""
+    """Files with slow tests first: a worker takes a file at a time, and a long one at the end would leave the other idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -28,8 +28,19 @@ class S3Double:
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         self.reset()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What leads a client here."""
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        return {**keys, "S3_ENDPOINT_URL": self.address}
+
+    def start_afresh(self) -> None:
+        """No buckets, nothing special to happen."""
+        self.ask("reset")
+        self.reset()
+
     def reset(self) -> None:
-        """Empty buckets, nothing special to happen."""
+        """Nothing special to happen."""
         self.arrived: list[str] = []
         """Keys of objects that were received, in order; large ones, which come in parts, when they are put together."""
         self.faults: dict[str, list[int]] = {}

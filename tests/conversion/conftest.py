@@ -4,6 +4,8 @@ The commands start and end Megatron-Core's process group themselves, so nothing 
 """
 
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import torch
 import transformers
 from exported_runs import add_checkpoint
 from exporter_process import Exporters
+from hub_writes_double import HubWritesDouble, hub_writes_double
 from small_models import LLAMA, QWEN2, QWEN3, SMOLLM3, Command, Run, save_checkpoint
 
 from conversion.__main__ import main
+from conversion.upload import flow
 from smol_model.config import ModelConfig
 
 
@@ -30,6 +34,27 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         return Run(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody who sends waits; how long they wanted to."""
+    wanted: list[float] = []
+    monkeypatch.setattr(flow, "sleep", wanted.append)
+    return wanted
+
+
+@pytest.fixture
+def hub_waits(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nor does huggingface_hub in its own attempts."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return waits
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubWritesDouble]:
+    with hub_writes_double(monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,6 @@ def folder(tmp_path: Path) -> Path:
     return hf_folder(tmp_path / "step_10", shards=3, megabytes=0.5)
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits; how long they wanted to."""
-    wanted: list[float] = []
-    monkeypatch.setattr(flow, "sleep", wanted.append)
-    return wanted
-
-
 @pytest.fixture(params=["file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place of fsspec's, nothing there yet."""

@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hf_folders import contents, hf_folder, large
 from hub_repositories import Entry
-from hub_writes_double import CUT, HOLD, LOSE, PAGE, HubWritesDouble, hub_writes_double
+from hub_writes_double import CUT, HOLD, LOSE, PAGE, HubWritesDouble
 from huggingface_hub import snapshot_download
 from small_models import Command
 from tiny_runs import REPOSITORY
@@ -21,21 +19,6 @@ from conversion.push import Options, push
 from conversion.upload import flow, hub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")  # huggingface_hub's own
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubWritesDouble]:
-    with hub_writes_double(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits; how long they wanted to."""
-    wanted: list[float] = []
-    monkeypatch.setattr(flow, "sleep", wanted.append)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # huggingface_hub's own attempts
-    return wanted
 
 
 @pytest.fixture
@@ -104,7 +87,7 @@ def test_a_branch_for_each_step(double: HubWritesDouble, folder: Path) -> None:
     assert double.hub.arrived == dict.fromkeys(large(folder).values(), 1)  # main's large files were there
 
 
-def test_a_tag_is_made_once_and_not_moved(double: HubWritesDouble, folder: Path, waits: list[float]) -> None:
+def test_a_tag_is_made_once_and_not_moved(double: HubWritesDouble, folder: Path, hub_waits: list[float]) -> None:
     first = push(folder, "me/model", Options())
     double.faults["tag"] = [503, LOSE]
     tagged = push(folder, "me/model", Options(tag="v1"))
@@ -137,7 +120,7 @@ def test_a_tag_is_made_once_and_not_moved(double: HubWritesDouble, folder: Path,
     ids=str,
 )
 def test_faults_are_outlived_with_one_commit_and_every_large_file_once(
-    faults: dict[str, list[int | str | None]], double: HubWritesDouble, folder: Path, waits: list[float]
+    faults: dict[str, list[int | str | None]], double: HubWritesDouble, folder: Path, hub_waits: list[float]
 ) -> None:
     double.faults.update({kind: list(codes) for kind, codes in faults.items()})
     pushed = push(folder, "me/model", Options())
@@ -149,7 +132,7 @@ def test_faults_are_outlived_with_one_commit_and_every_large_file_once(
 
 
 def test_a_commit_of_somebody_else_in_between_is_seen_and_built_upon(
-    double: HubWritesDouble, folder: Path, waits: list[float], capfd: pytest.CaptureFixture[str]
+    double: HubWritesDouble, folder: Path, hub_waits: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
     repository = double.hub.new("me/model")
 
@@ -166,7 +149,7 @@ def test_a_commit_of_somebody_else_in_between_is_seen_and_built_upon(
 
 
 def test_what_somebody_else_made_equal_and_different_again_is_sent(
-    double: HubWritesDouble, folder: Path, waits: list[float]
+    double: HubWritesDouble, folder: Path, hub_waits: list[float]
 ) -> None:
     """huggingface_hub leaves out of a commit what it once saw on the branch; by then the branch may have changed again."""
     repository = double.hub.new("me/model")
@@ -183,12 +166,12 @@ def test_what_somebody_else_made_equal_and_different_again_is_sent(
 
 
 def test_other_peoples_commits_are_given_way_to_so_many_times(
-    double: HubWritesDouble, folder: Path, waits: list[float]
+    double: HubWritesDouble, folder: Path, hub_waits: list[float]
 ) -> None:
     double.faults["commit"] = [412] * 100
     with pytest.raises(Unreachable, match="me/model: another commit came in between"):
         push(folder, "me/model", Options())
-    assert double.log.count("commit") == len(flow.DELAYS) + 1 and waits == list(flow.DELAYS)
+    assert double.log.count("commit") == len(flow.DELAYS) + 1 and hub_waits == list(flow.DELAYS)
     double.faults.clear()
     push(folder, "me/model", Options())
     assert double.hub.arrived == dict.fromkeys(large(folder).values(), 1)
@@ -199,11 +182,11 @@ def test_other_peoples_commits_are_given_way_to_so_many_times(
     [({"Retry-After": "7"}, 7), ({"ratelimit": '"api";r=0;t=55'}, 55), ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, 1)],
 )
 def test_a_hub_that_asks_for_patience_gets_it(
-    headers: dict[str, str], wait: int, double: HubWritesDouble, folder: Path, waits: list[float]
+    headers: dict[str, str], wait: int, double: HubWritesDouble, folder: Path, hub_waits: list[float]
 ) -> None:
     double.faults["commit"], double.fault_headers = [429], headers
     push(folder, "me/model", Options())
-    assert waits == [wait]
+    assert hub_waits == [wait]
     double.faults["refs"], double.fault_headers = [429], {"Retry-After": "3000"}
     with pytest.raises(Unreachable, match="asks for patience of 3000 s") as caught:
         push(folder, "me/model", Options())

@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hf_folders import contents, hf_folder
-from hub_writes_double import HOLD, PAGE, HubWritesDouble, hub_writes_double
+from hub_writes_double import HOLD, PAGE, HubWritesDouble
 from huggingface_hub import HfApi
 from huggingface_hub.utils import enable_progress_bars
 from small_models import Command
@@ -21,21 +19,6 @@ from conversion.upload import flow, hub
 from smol_console import Progress
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")  # huggingface_hub's own
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubWritesDouble]:
-    with hub_writes_double(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits; how long they wanted to."""
-    wanted: list[float] = []
-    monkeypatch.setattr(flow, "sleep", wanted.append)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # huggingface_hub's own attempts
-    return wanted
 
 
 @pytest.fixture
@@ -73,7 +56,7 @@ def test_no_token_and_a_wrong_one(
     assert double.log == []
 
 
-def test_answers_that_are_not_the_hubs(double: HubWritesDouble, folder: Path, waits: list[float], command: Command) -> None:
+def test_answers_that_are_not_the_hubs(double: HubWritesDouble, folder: Path, hub_waits: list[float], command: Command) -> None:
     double.faults["refs"] = [PAGE] * 100
     ran = command("push", folder, "me/model")
     assert ran.code == 2 and "does not answer as the Hub does (JSONDecodeError" in ran.err
@@ -81,19 +64,19 @@ def test_answers_that_are_not_the_hubs(double: HubWritesDouble, folder: Path, wa
 
 
 def test_a_hub_out_of_reach(
-    double: HubWritesDouble, folder: Path, waits: list[float], command: Command, monkeypatch: pytest.MonkeyPatch
+    double: HubWritesDouble, folder: Path, hub_waits: list[float], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     ran = command("push", folder, "me/model")
     assert ran.code == 2 and "error: http://127.0.0.1:9 cannot be reached (" in ran.err
-    assert ran.err.count("; next attempt in") == len(flow.DELAYS) and waits == list(flow.DELAYS)
+    assert ran.err.count("; next attempt in") == len(flow.DELAYS) and hub_waits == list(flow.DELAYS)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(Unreachable, match="is not asked, since HF_HUB_OFFLINE is set; unset it"):
         push(folder, "me/model", Options())
 
 
 def test_a_hub_that_is_silent_or_broken(
-    double: HubWritesDouble, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    double: HubWritesDouble, folder: Path, hub_waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "SILENCE", 0.2)
     monkeypatch.setattr(flow, "DELAYS", (1.0,))
@@ -125,7 +108,12 @@ def test_what_the_hub_refuses_is_told_in_its_words(double: HubWritesDouble, fold
     ],
 )
 def test_what_hf_xet_raises_is_tried_again(
-    fault: Exception, sentence: str, double: HubWritesDouble, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    fault: Exception,
+    sentence: str,
+    double: HubWritesDouble,
+    folder: Path,
+    hub_waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     faults, preupload = [fault] * 3, HfApi.preupload_lfs_files
 
@@ -136,7 +124,7 @@ def test_what_hf_xet_raises_is_tried_again(
 
     monkeypatch.setattr(HfApi, "preupload_lfs_files", raise_first)
     push(folder, "me/model", Options())
-    assert double.hub.files("me/model") == contents(folder) and waits == list(flow.DELAYS[:3])
+    assert double.hub.files("me/model") == contents(folder) and hub_waits == list(flow.DELAYS[:3])
     faults += [fault] * 100
     with pytest.raises(Unreachable, match=sentence):
         push(folder, "me/model", Options(revision="x"))

@@ -31,10 +31,8 @@ def server() -> Iterator[S3Double]:
 @pytest.fixture
 def s3(server: S3Double, monkeypatch: pytest.MonkeyPatch) -> S3Double:
     """An S3 with one empty bucket, `models`."""
-    server.ask("reset")
-    server.reset()
-    settings = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**settings, "S3_ENDPOINT_URL": server.address}.items():
+    server.start_afresh()
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     run_s5cmd("mb", "s3://models")
     server.reset()
@@ -54,14 +52,6 @@ def stored(target: str, folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return hf_folder(tmp_path / "step_10", shards=3, megabytes=0.5)
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Nobody waits; how long they wanted to."""
-    wanted: list[float] = []
-    monkeypatch.setattr(flow, "sleep", wanted.append)
-    return wanted
 
 
 # --- S3 --------------------------------------------------------------------------------------------------------------------

@@ -123,9 +123,8 @@ def test_checkpoints_that_are_there_need_no_more_room(checked: CheckedNode) -> N
 @pytest.fixture
 def s3(checked: CheckedNode, monkeypatch: pytest.MonkeyPatch) -> S3Double:  # type: ignore[misc]
     with s3_double() as double:
-        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("S3_ENDPOINT_URL", double.address)
+        for name, value in double.environment.items():
+            monkeypatch.setenv(name, value)
         yield double
 
 

@@ -105,8 +105,7 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     ranks: Ranks,
     s3: S3Double,
 ) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    preflight.environment = {**keys, "S3_ENDPOINT_URL": s3.address}
+    preflight.environment = s3.environment
     assert cluster.run(s5cmd.find_program(), "mb", "s3://bucket", **preflight.environment).code == 0
     s3.faults = {"/runs/": [503] * 100_000}  # to everything that is written there
     bad = tmp_path / "bad_node"

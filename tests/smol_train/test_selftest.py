@@ -10,35 +10,21 @@ from typing import Any
 import pytest
 import selftest_jobs
 from ranks import Ranks
-from selftest_jobs import PoolCrew
+from selftest_jobs import MakeSetting, PoolCrew
 from tiny_runs import QUICKSTART
 
-from smol_config import load
 from smol_train import selftest
-from smol_train.config import RunConfig
 from smol_train.selftests import parity, processes, resume
-from smol_train.selftests.base import JobError, Setting
+from smol_train.selftests.base import JobError
 from smol_train.selftests.layouts import allowed
 from smol_train.selftests.runs import Run, data_fault, distance, together
-
-MakeSetting = Callable[..., Setting]
-
-
-@pytest.fixture
-def make(ranks: Ranks, overrides: list[str], tmp_path: Path) -> MakeSetting:
-    def setting(world_size: int, *settings: str, fault: str = "", steps: int = 8) -> Setting:
-        config = load(RunConfig, QUICKSTART, [*overrides, "train.backend=torch", *settings])
-        return Setting(config, PoolCrew(ranks, world_size, fault), world_size, tmp_path / "scratch", steps, seed=3)
-
-    return setting
-
 
 # --- resume ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_killed_and_a_stopped_run_resume_also_on_another_layout(make: MakeSetting) -> None:
-    found = resume.check(make(2, "train.precision=bf16"))
+def test_a_killed_and_a_stopped_run_resume_also_on_another_layout(make_setting: MakeSetting) -> None:
+    found = resume.check(make_setting(2, "train.precision=bf16"))
     assert found.outcome == "passed", found
     text = "\n".join(found.details)
     assert text.count("bit for bit") == 2
@@ -46,8 +32,8 @@ def test_a_killed_and_a_stopped_run_resume_also_on_another_layout(make: MakeSett
     assert "after kill -9: steps 5 to 8" in text and "after SIGTERM, on TP2 with SP: steps 7 to 8" in text
 
 
-def test_a_resumed_run_without_its_optimizer_state_fails(make: MakeSetting) -> None:
-    sound, moments = make(1), resume.Moments(save_every=2, kill=5, stop=4)
+def test_a_resumed_run_without_its_optimizer_state_fails(make_setting: MakeSetting) -> None:
+    sound, moments = make_setting(1), resume.Moments(save_every=2, kill=5, stop=4)
     whole = resume.uninterrupted(sound)
 
     def again() -> Run:
@@ -58,13 +44,13 @@ def test_a_resumed_run_without_its_optimizer_state_fails(make: MakeSetting) -> N
         ["after SIGTERM: steps 5 to 8, same data, bit for bit"],
     )
     shutil.rmtree(sound.folder / "stopped")
-    faults, _ = resume.after_signal(make(1, fault="optimizer_dropped"), moments, whole, again)
+    faults, _ = resume.after_signal(make_setting(1, fault="optimizer_dropped"), moments, whole, again)
     assert len(faults) == 1 and "same data, losses to" in faults[0] and "uninterrupted runs agree bit for bit" in faults[0]
 
 
-def test_a_resumed_run_one_step_off_in_the_data_fails(make: MakeSetting) -> None:
-    whole = resume.uninterrupted(make(1))
-    faults, _ = resume.after_signal(make(1, fault="data_off_by_one"), resume.Moments(2, 5, 4), whole, lambda: whole)
+def test_a_resumed_run_one_step_off_in_the_data_fails(make_setting: MakeSetting) -> None:
+    whole = resume.uninterrupted(make_setting(1))
+    faults, _ = resume.after_signal(make_setting(1, fault="data_off_by_one"), resume.Moments(2, 5, 4), whole, lambda: whole)
     assert faults == ["after SIGTERM: step 5 (samples 32 to 39) was given other tokens than the reference"]
 
 
@@ -79,32 +65,33 @@ def test_moments_leave_a_checkpoint_behind_and_a_step_to_train() -> None:
 # --- parity ----------------------------------------------------------------------------------------------------------------
 
 
-def test_layouts_train_like_one_rank(make: MakeSetting) -> None:
-    found = parity.check(make(2, steps=4))
+def test_layouts_train_like_one_rank(make_setting: MakeSetting) -> None:
+    found = parity.check(make_setting(2, steps=4))
     assert found.outcome == "passed", found
     assert list(found.figures["layouts"]) == ["DP2", "TP2 with SP", "PP2"]
     assert found.figures["losses"][0] > 6
 
 
-def test_a_gradient_that_is_not_summed_over_ranks_fails(make: MakeSetting) -> None:
-    found = parity.check(make(2, "parallel.tensor=2", "parallel.sequence=true", "model.num_layers=3", fault="norms_not_summed"))
+def test_a_gradient_that_is_not_summed_over_ranks_fails(make_setting: MakeSetting) -> None:
+    settings = ("parallel.tensor=2", "parallel.sequence=true", "model.num_layers=3")
+    found = parity.check(make_setting(2, *settings, fault="norms_not_summed"))
     assert found.outcome == "failed" and found.summary.startswith("TP2 with SP: losses to")
     assert any(line.startswith("not compared, PP2: model.num_layers=3") for line in found.details)
 
 
-def test_parity_is_skipped_where_there_is_nothing_to_compare(make: MakeSetting) -> None:
-    alone = parity.check(make(1))
+def test_parity_is_skipped_where_there_is_nothing_to_compare(make_setting: MakeSetting) -> None:
+    alone = parity.check(make_setting(1))
     assert alone.outcome == "skipped" and "one layout only" in alone.summary
-    small = parity.check(make(2, fault="no_room"))
+    small = parity.check(make_setting(2, fault="no_room"))
     assert small.outcome == "skipped" and "the model fits no layout" in small.summary
 
 
 # --- what the checks share -------------------------------------------------------------------------------------------------
 
 
-def test_the_ranks_at_hand_decide_the_layouts(make: MakeSetting) -> None:
+def test_the_ranks_at_hand_decide_the_layouts(make_setting: MakeSetting) -> None:
     def names(world_size: int, *settings: str) -> tuple[list[str], list[str]]:
-        layouts, refused = allowed(make(world_size, *settings).config, world_size)
+        layouts, refused = allowed(make_setting(world_size, *settings).config, world_size)
         return [one.name for one in layouts], refused
 
     assert names(1) == (["one rank"], [])

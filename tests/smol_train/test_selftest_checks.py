@@ -1,30 +1,10 @@
 """The self-test's checks of isolation, seeds and throughput: passed by a sound trainer, failed with a fault put in."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
-from ranks import Ranks
-from selftest_jobs import PoolCrew
-from tiny_runs import QUICKSTART
+from selftest_jobs import MakeSetting
 
-from smol_config import load
-from smol_train.config import RunConfig
 from smol_train.selftests import isolation, seeds, throughput
-from smol_train.selftests.base import Setting
-
-MakeSetting = Callable[..., Setting]
-
-
-@pytest.fixture
-def make(ranks: Ranks, overrides: list[str], tmp_path: Path) -> MakeSetting:
-    def setting(world_size: int, *settings: str, fault: str = "", steps: int = 8) -> Setting:
-        config = load(RunConfig, QUICKSTART, [*overrides, "train.backend=torch", *settings])
-        return Setting(config, PoolCrew(ranks, world_size, fault), world_size, tmp_path / "scratch", steps, seed=3)
-
-    return setting
-
 
 # --- isolation -------------------------------------------------------------------------------------------------------------
 
@@ -33,49 +13,49 @@ def make(ranks: Ranks, overrides: list[str], tmp_path: Path) -> MakeSetting:
     ("world_size", "settings"),
     [(1, ["train.precision=bf16"]), (2, ["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=1"])],
 )
-def test_documents_are_isolated(make: MakeSetting, world_size: int, settings: list[str]) -> None:
-    found = isolation.check(make(world_size, *settings))
+def test_documents_are_isolated(make_setting: MakeSetting, world_size: int, settings: list[str]) -> None:
+    found = isolation.check(make_setting(world_size, *settings))
     assert found.outcome == "passed", found
     assert found.figures["control"] > 10 * isolation.ALONE["bf16"] > found.figures["alone"]
 
 
-def test_attention_across_documents_fails(make: MakeSetting) -> None:
-    found = isolation.check(make(1, fault="no_document_mask"))
+def test_attention_across_documents_fails(make_setting: MakeSetting) -> None:
+    found = isolation.check(make_setting(1, fault="no_document_mask"))
     assert found.outcome == "failed"
     assert "other tokens in document 0 change the losses of document 2" in found.summary
     assert "from those of each document alone" in found.summary
 
 
-def test_a_configuration_without_document_mask_fails(make: MakeSetting) -> None:
-    found = isolation.check(make(1, "data.document_mask=false"))
+def test_a_configuration_without_document_mask_fails(make_setting: MakeSetting) -> None:
+    found = isolation.check(make_setting(1, "data.document_mask=false"))
     assert found.outcome == "failed" and found.summary == (
         "data.document_mask=false: documents of a window see each other by configuration"
     )
     assert found.figures["leaks"]
 
 
-def test_an_isolation_check_that_would_see_no_leak_fails(make: MakeSetting) -> None:
-    found = isolation.check(make(1, fault="always_masked"))
+def test_an_isolation_check_that_would_see_no_leak_fails(make_setting: MakeSetting) -> None:
+    found = isolation.check(make_setting(1, fault="always_masked"))
     assert found.outcome == "failed" and found.summary.startswith("blind: ")
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------------------
 
 
-def test_initial_weights_differ_and_agree_where_they_must(make: MakeSetting) -> None:
-    found = seeds.check(make(4, "parallel.tensor=2"))
+def test_initial_weights_differ_and_agree_where_they_must(make_setting: MakeSetting) -> None:
+    found = seeds.check(make_setting(4, "parallel.tensor=2"))
     assert found.outcome == "passed", found
     assert [line.split(":")[0] for line in found.details] == ["TP2 x DP2", "TP2 with SP", "PP4", "DP4", "TP2 x PP2 with SP"]
 
 
-def test_one_seed_on_all_tensor_parallel_ranks_fails_and_is_named(make: MakeSetting) -> None:
-    found = seeds.check(make(2, "parallel.tensor=2", fault="one_seed"))
+def test_one_seed_on_all_tensor_parallel_ranks_fails_and_is_named(make_setting: MakeSetting) -> None:
+    found = seeds.check(make_setting(2, "parallel.tensor=2", fault="one_seed"))
     assert found.outcome == "failed"
     assert "word_embeddings.weight was drawn alike on ranks 0 and 1 (correlation 1.00)" in found.summary
 
 
-def test_seeds_are_skipped_on_one_rank(make: MakeSetting) -> None:
-    assert seeds.check(make(1)).outcome == "skipped"
+def test_seeds_are_skipped_on_one_rank(make_setting: MakeSetting) -> None:
+    assert seeds.check(make_setting(1)).outcome == "skipped"
 
 
 def rank_weights(tensor: int, pipeline: int, copy: int, values: dict[str, np.ndarray], split: bool) -> seeds.RankWeights:
@@ -101,15 +81,15 @@ def test_weights_are_compared_by_what_their_ranks_share() -> None:
 # --- throughput ------------------------------------------------------------------------------------------------------------
 
 
-def test_throughput_is_taken_of_each_part(make: MakeSetting) -> None:
-    found = throughput.check(make(2, "parallel.tensor=2", steps=3))
+def test_throughput_is_taken_of_each_part(make_setting: MakeSetting) -> None:
+    found = throughput.check(make_setting(2, "parallel.tensor=2", steps=3))
     rates, shares = found.figures["tokens_per_second"], found.figures["shares"]
     assert list(rates) == ["synthetic", "full", "loader", "loader at step 10,000,000"] and all(rates.values())
     assert sum(shares.values()) == pytest.approx(1) and 0 < shares["communication"] < 1
 
 
-def test_a_slow_loader_is_named(make: MakeSetting) -> None:
-    found = throughput.check(make(1, "train.global_batch_size=2", fault="slow_loader", steps=2))
+def test_a_slow_loader_is_named(make_setting: MakeSetting) -> None:
+    found = throughput.check(make_setting(1, "train.global_batch_size=2", fault="slow_loader", steps=2))
     assert found.outcome == "failed" and found.summary.startswith("data is slow: ")
     assert found.figures["slowest"] == "data"
 
