@@ -29,7 +29,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(copy: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=1500, check=False)
+    return subprocess.run(["bash", script, *arguments], cwd=copy, capture_output=True, text=True, timeout=2400, check=False)
 
 
 def quickstart(copy: Path, *arguments: str) -> str:
