@@ -65,8 +65,9 @@ class Conversation:
         if word.startswith("/") and "/" not in word[1:]:
             self._command(word, rest.strip())
         elif self.open_calls:
-            self.turns.append({"role": "tool", "name": self.open_calls.pop(0)["name"], "content": line})
-            self._ask_or_answer()
+            call = self.open_calls.pop(0)
+            self.turns.append({"role": "tool", "name": call["name"], "content": line})
+            self._ask_or_answer(call)
         elif line:
             self.turns.append({"role": "user", "content": line})
             self._ask_or_answer()
@@ -92,8 +93,9 @@ class Conversation:
             case _:
                 _tell(f"{word} is no command; {nearest(word, list(COMMANDS))}")
 
-    def _ask_or_answer(self) -> None:
-        """Ask for the result of the next call, or have the model answer."""
+    def _ask_or_answer(self, returned: dict[str, Any] | None = None) -> None:
+        """Ask for the result of the next call, or have the model answer. `returned` is the call whose result was just typed: it
+        is open again if no answer comes."""
         if not self.open_calls:
             system = [{"role": "system", "content": self.system}] if self.system else []
             prompt = self.model.prompt([*system, *self.turns], self.think, self.tools)
@@ -102,6 +104,7 @@ class Conversation:
             except (UserError, KeyboardInterrupt) as error:
                 _tell(f"{error} with /reset" if isinstance(error, UserError) else "interrupted; your last line is forgotten")
                 self.turns.pop()
+                self.open_calls = [returned] if returned else []
                 return
             print(_PLAIN if _on_terminal() else "", flush=True)
             self._keep(answer)

@@ -148,6 +148,24 @@ def test_an_answer_can_be_interrupted(
     assert len(read) == 1
 
 
+def test_the_result_of_a_call_can_be_typed_again_after_an_interruption(
+    talk: Talk, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, answers = prompts
+    answers[:] = ['<tool_call>{"name": "tide", "arguments": {}}</tool_call>', "It is high."]
+    answer = Model.answer
+
+    def interrupted(self: Model, prompt: str, *rest: Any) -> Answer:
+        if "lwo" in prompt:
+            raise KeyboardInterrupt
+        return answer(self, prompt, *rest)
+
+    monkeypatch.setattr(Model, "answer", interrupted)
+    said = talk(["How is the tide?", "lwo", "low"])
+    assert said.out.endswith("It is high.\n") and "[interrupted" in said.err
+    assert len(read) == 2 and "<tool_response>\nlow\n</tool_response>" in read[1] and read[1].count("tool_response>") == 2
+
+
 def test_reasoning_is_dim_on_a_terminal(
     talk: Talk, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
