@@ -113,7 +113,7 @@ def test_a_mode_in_the_system_message_holds_and_a_path_is_no_command(
 
 def test_a_seed_makes_a_talk_that_can_be_had_again(talk: Talk) -> None:
     hot = ("--temperature", "5", "--max-new-tokens", "8", "--seed")
-    first, again, other = (talk(["Hello!"], *hot, seed).out for seed in ("3", "3", "4"))
+    first, again, other = (talk(["Hello!"], *hot, seed).out for seed in ("0", "0", "4"))
     assert first == again != other
 
 
@@ -172,22 +172,6 @@ def test_reasoning_is_dim_on_a_terminal(
     prompts[1][:] = ["<think>\nHm.\n</think>\nAye."]
     monkeypatch.setattr("evaluation.chat._on_terminal", lambda: True)
     assert talk(["one"]).out == "\x1b[2m<think>\nHm.\n</think>\x1b[0m\nAye.\x1b[0m\n"
-
-
-def test_the_folders_generation_config_holds_where_no_option_does(chat_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(chat_folder, folder)
-    config = json.loads((folder / "generation_config.json").read_text())
-    config |= {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 77}
-    (folder / "generation_config.json").write_text(json.dumps(config))
-    model = Model(folder)
-    own, cold, free = model.settings(), model.settings(temperature=0, top_p=0.5), model.settings(temperature=0.9, top_k=7)
-    assert (own.do_sample, own.temperature, own.top_p, own.max_new_tokens) == (True, 0.6, 0.95, 77)
-    assert (cold.do_sample, cold.temperature, cold.top_p) == (False, None, None)
-    assert (free.do_sample, free.temperature, free.top_k, free.top_p) == (True, 0.9, 7, 0.95)
-    greedy = Model(chat_folder)
-    assert greedy.settings().max_new_tokens == 1024 and not greedy.settings().do_sample
-    assert greedy.settings(top_p=0.9).do_sample, "else it would not be heard"
 
 
 def test_bad_input_is_one_sentence(
