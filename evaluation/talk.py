@@ -54,7 +54,8 @@ class Model:
             if value is not None:
                 setattr(config, key, value)
         if config.pad_token_id is None:
-            config.pad_token_id = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id
+            pad = self.tokenizer.pad_token_id
+            config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
         return config
 
     def prompt(self, messages: Sequence[Message], think: bool, tools: Sequence[dict[str, Any]], **options: Any) -> str:

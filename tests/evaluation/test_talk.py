@@ -28,7 +28,7 @@ def test_the_folders_generation_config_holds_where_no_option_does(chat_folder: P
     greedy = Model(chat_folder)
     assert greedy.settings().max_new_tokens == 1024 and not greedy.settings().do_sample
     assert greedy.settings(top_p=0.9).do_sample, "else it would not be heard"
-    assert model.settings().pad_token_id == model.tokenizer.pad_token_id is not None, "the tokenizer's, where the folder has none"
+    assert model.settings().pad_token_id == model.tokenizer.pad_token_id == 0, "the tokenizer's, where the folder has none"
 
 
 def test_an_answer_ends_where_the_models_room_ends(chat_folder: Path) -> None:

@@ -81,7 +81,8 @@ def test_what_was_said_goes_on_and_what_an_answer_lacks_is_told(
     chat_folder: Path, words: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, settings = [], []
-    said = iter(["<think>arrr</think>Ahoy", "<think>arrr", "ARRR <b>", "Arrr", "<think>a</think>Well.<tool_call>{}</tool_call>"])
+    called = "Well.<tool_call>{}</tool_call>"
+    said = iter(["<think>arrr</think>Ahoy", "<think>arrr", "ARRR <b>", "Arrr", f"<think>a</think>{called}"])
 
     def answer(self: Model, prompt: str, given: Any) -> Any:
         read.append(prompt)
@@ -96,7 +97,7 @@ def test_what_was_said_goes_on_and_what_an_answer_lacks_is_told(
     assert "Ahoy<|im_end|>" in read[1] and "And now?<|im_end|>" in read[1]
     assert ["/no_think" in prompt for prompt in read] == [False, False, True, True, True]
     assert set(settings) == {(False, 6)}
-    assert column["rows"][2][0]["content"] == "Well.<tool_call>{}</tool_call>", "calls are read, too"
+    assert column["rows"][2][0]["content"] == called, "calls are read, too"
     assert "ARRR &lt;b&gt;" in page(vibe, [column]) and "<b>ARRR" not in page(vibe, [column])
 
 
