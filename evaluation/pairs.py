@@ -76,9 +76,12 @@ class Difference:
 
 
 def difference(
-    name: str, first: Sequence[Path], other: Sequence[Path], higher_is_better: bool, seed: int = 0
+    name: str, first: Sequence[Path], other: Sequence[Path], higher_is_better: bool, seed: int = 0, paired_seeds: bool = False
 ) -> Difference | None:
     """Of the score `name` (results.py) between two models, each the folders of `run` of its seeds.
+
+    `paired_seeds`: each of `other` was made from the one of `first` at its place, as a stage of training makes a model from a
+    model; the interval is then of what was done to them, and how far seeds lie apart is no part of it.
 
     None where a folder has no samples of the score, where the two have no question in common, and where the score is no
     statistic (statistic.py) of what questions scored.
@@ -102,7 +105,7 @@ def difference(
     return Difference(
         first=sum(weight * one[part].score() for part, weight in weights.items()),
         other=sum(weight * two[part].score() for part, weight in weights.items()),
-        interval=_interval(one, two, weights, seed),
+        interval=_interval(one, two, weights, seed, paired_seeds),
         win_rate=sum(weight * _win_rate(one[part], two[part], higher_is_better) for part, weight in weights.items()),
         questions=sum(answers.counted.shape[-1] for answers in one.values()),
     )
@@ -120,8 +123,8 @@ def _read(name: str, folder: Path, statistic: Statistic) -> dict[Question, np.nd
     return dict(zip(found, counts(list(found.values()), statistic), strict=True)) if found else {}
 
 
-def _interval(one: Side, two: Side, of_tasks: Mapping[str, float], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap: both sides get the same questions of each task, each its own draw of its seeds."""
+def _interval(one: Side, two: Side, of_tasks: Mapping[str, float], seed: int, paired_seeds: bool) -> tuple[float, float]:
+    """Percentile bootstrap: both sides get the same questions of each task, and each its own draw of its seeds, or the same."""
     draw = np.random.default_rng(seed)
 
     def weights(count: int, size: int) -> np.ndarray:
@@ -131,9 +134,10 @@ def _interval(one: Side, two: Side, of_tasks: Mapping[str, float], seed: int) ->
     for start in range(0, RESAMPLES, CHUNK):
         count = min(CHUNK, RESAMPLES - start)
         questions = {part: weights(count, answers.counted.shape[-1]) for part, answers in one.items()}
-        sums = []
+        sums: list[np.ndarray] = []
         for side in (one, two):
-            seeds = weights(count, next(iter(side.values())).counted.shape[1])  # of a seed all tasks
+            if not (paired_seeds and sums):
+                seeds = weights(count, next(iter(side.values())).counted.shape[1])  # of a seed all tasks
             sums.append(sum(of_tasks[part] * answers.resampled(seeds, questions[part]) for part, answers in side.items()))
         found.append(sums[1] - sums[0])
     return ends(np.concatenate(found))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.drills import drills
-from evaluation.quickstart_chat_report import METRICS, MODES, RISES, STAGES, full_name, main
+from evaluation.quickstart_chat_report import HOLDS, METRICS, MODES, RISES, STAGES, full_name, main
 
 RIGHT = "The answer is 3."
 
@@ -71,7 +71,8 @@ def test_every_stage_that_raises_its_scores_is_told_and_drawn(tmp_path: Path, ca
     scored(tmp_path, dict(zip(STAGES, (0.0, 0.2, 0.4, 0.6, 0.8, 0.8), strict=True)))
     assert main([str(tmp_path), "--output", str(tmp_path / "report")]) == 0
     said = capsys.readouterr().out
-    assert said.count(" rose") == sum(map(len, RISES.values())) and "DID NOT RISE" not in said
+    assert said.count(" rose") == sum(map(len, RISES.values())) + len(HOLDS["grpo"]) and "DID NOT RISE" not in said
+    assert said.count(" held\n") == len(HOLDS["merged"])
     [row] = [line for line in said.splitlines() if line.startswith("think/reward")]
     assert row.split()[1:] == ["0.000", "0.200", "0.400", "0.600", "0.800", "0.800"]
     assert said.split("\n\nwrote")[0] in (tmp_path / "report.md").read_text()
@@ -85,7 +86,15 @@ def test_a_stage_that_does_not_raise_a_score_that_it_should_is_named(
     assert main([str(tmp_path), "--output", str(tmp_path / "report")]) == 1
     said = capsys.readouterr()
     assert said.out.count("DID NOT RISE") == len(RISES["preference"])
-    assert "did not rise beyond noise: no_think/mode at preference" in said.err
+    assert "not as expected, beyond noise: no_think/mode at preference did not rise" in said.err
+
+
+def test_a_stage_that_loses_a_score_that_it_should_hold_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored(tmp_path, dict(zip(STAGES, (0.0, 0.2, 0.4, 0.6, 0.8, 0.7), strict=True)))
+    assert main([str(tmp_path), "--output", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr()
+    assert said.out.count(" FELL") == len(HOLDS["merged"])
+    assert "not as expected, beyond noise: think/form at merged fell" in said.err
 
 
 def test_what_is_not_finished_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

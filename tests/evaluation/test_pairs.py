@@ -66,6 +66,20 @@ def test_seeds_that_disagree_widen_the_interval(tmp_path: Path) -> None:
     assert agreeing and agreeing.said(True) == "better"
 
 
+def test_models_that_were_made_from_one_another_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """Each gained as much, from levels that lie far apart."""
+    levels = [np.arange(200) < share for share in (40, 100, 160)]
+    first = [side(tmp_path / f"a{number}", level.astype(float))[0] for number, level in enumerate(levels)]
+    gained = [np.roll(level, 10) | level for level in levels]
+    other = [side(tmp_path / f"b{number}", level.astype(float))[0] for number, level in enumerate(gained)]
+    free = difference(NAME, first, other, higher_is_better=True)
+    paired = difference(NAME, first, other, higher_is_better=True, paired_seeds=True)
+    assert free and paired and free.value == paired.value == pytest.approx(0.05)
+    assert free.said(True) == "same" and paired.said(True) == "better" and 0.02 < paired.interval[0] < 0.05
+    shuffled = difference(NAME, first, other[::-1], higher_is_better=True, paired_seeds=True)
+    assert shuffled and shuffled.said(True) == "same", "not made from those at their places"
+
+
 def test_what_only_one_side_was_asked_is_left_out(tmp_path: Path) -> None:
     first, other = side(tmp_path / "a", np.ones(10)), side(tmp_path / "b", np.zeros(10))
     path = other[0] / "samples" / "task.jsonl"
