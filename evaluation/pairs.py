@@ -138,7 +138,8 @@ def _interval(one: Side, two: Side, of_tasks: Mapping[str, float], seed: int, pa
         for side in (one, two):
             if not (paired_seeds and sums):
                 seeds = weights(count, next(iter(side.values())).counted.shape[1])  # of a seed all tasks
-            sums.append(sum(of_tasks[part] * answers.resampled(seeds, questions[part]) for part, answers in side.items()))
+            parts = [of_tasks[part] * answers.resampled(seeds, questions[part]) for part, answers in side.items()]
+            sums.append(np.sum(parts, axis=0))
         found.append(sums[1] - sums[0])
     return ends(np.concatenate(found))
 
