@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_a_reference_that_is_none_is_refused_and_one_that_goes_holds_up_nothing(
     def next_look(seconds: float, stop: object) -> None:
         nonlocal looks
         looks += 1
+        time.sleep(seconds)  # what was put off is due after that
         if looks == 1:
             assert not points(run, "evaluations/reference/wide")
             (tmp_path / "gone").rename(tmp_path / "wide")
