@@ -1,5 +1,6 @@
 """`run --server`: the scores of the transformers engine from a server, and what becomes of a run whose server fails."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,8 @@ def test_a_server_that_dies_is_told_and_what_it_answered_is_not_asked_again(
     assert run(chat_model, suite, out, "--server", server.url, "--concurrency", "3") == 2
     said = capsys.readouterr().err
     assert f"error: small at {server.url} gave no answer in 5 attempts (RemoteProtocolError" in said
-    assert f"give the command again: its 10 answers are in {kept} and are not asked for again" in said
+    [answers] = re.findall(rf"give the command again: its (\d+) answers are in {kept} and are not asked for again", said)
+    assert 8 <= int(answers) <= 10, "two of three at once may still be on their way"
     assert sorted(path.name for path in tmp_path.glob("out*")) == [kept.name]
     with kept.open("a") as file:
         file.write('\n["half a li')
@@ -114,7 +116,7 @@ def test_a_server_that_dies_is_told_and_what_it_answered_is_not_asked_again(
     server.requests.clear()
     assert run(chat_model, suite, out, "--server", server.url) == 0
     asked = {str(body["prompt"]) for body in server.requests}  # one that the first try had sent may arrive late
-    assert len(asked) == 24 - 10 and sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
+    assert len(asked) == 24 - int(answers) and sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
     assert run(chat_model, suite, tmp_path / "own") == 0
     assert record(out)["results"] == pytest.approx(record(tmp_path / "own")["results"], abs=1e-4)
 

@@ -45,6 +45,7 @@ esac
 save
 while true; do
   if [[ -n $stopped ]]; then
+    trap '' USR1 TERM # a second signal would end what `save` starts
     save
     exit 85
   fi
