@@ -111,8 +111,8 @@ def test_a_run_survives_everything_and_sees_the_same_samples(
     bad = tmp_path / "bad_node"
     fake_program(tmp_path, "dcgmi", f'[[ $SLURMD_NODENAME != "$(cat {bad})" ]] || exit 226')
     bad.write_text("none\n")
-    # A lost node is declared down 25 to 30 seconds later here: the ranks wait longer, so that it is Slurm that ends the job. Were the
-    # job back in the queue in that very second, a slurmd that goes by seconds would refuse it (22.05: "already killed").
+    # A lost node is declared down 25 to 30 seconds later here: the ranks wait longer, so that it is Slurm that ends the job.
+    # Were it back in the queue in that very second, a slurmd that goes by seconds would refuse it (22.05: "already killed").
     preflight.settings |= {"SMOL_NODES": "2", "SMOL_SRUN": "--wait=40"}
     preflight.overrides = [*settings(Path("${DATA_ROOT}"), preflight.run), "checkpoint.upload=s3://bucket/runs"]
     story = Story(cluster, preflight)
