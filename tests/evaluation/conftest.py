@@ -21,7 +21,7 @@ TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
 
 
 @pytest.fixture(scope="session")
-def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder step_40 of a Llama of two layers that reads 512 tokens."""
     import torch
     import transformers
@@ -36,10 +36,10 @@ def base_model(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def chat_model(base_model: Path) -> Path:
+def chat_model(plain_model: Path) -> Path:
     """The same with a chat template."""
-    folder = base_model.with_name("plain_chat")
-    shutil.copytree(base_model, folder)
+    folder = plain_model.with_name("plain_chat")
+    shutil.copytree(plain_model, folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 

@@ -175,7 +175,7 @@ def test_reasoning_is_dim_on_a_terminal(
 
 
 def test_bad_input_is_one_sentence(
-    base_model: Path, chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(sentence: str, folder: Path, *options: str) -> None:
         assert main(["chat", str(folder), *options]) == 2
@@ -185,7 +185,7 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(SystemExit, match="2"):
         main(["chat", str(chat_folder), "--top-p", "1.5"])
     assert "argument --top-p: 1.5 is not within 0.001 and 1" in capsys.readouterr().err
-    refused(f"{base_model} has no chat template; give a chat model", base_model)
+    refused(f"{plain_model} has no chat template; give a chat model", plain_model)
     (tmp_path / "config.json").write_text("{}")
     refused(f"{tmp_path} does not load", tmp_path)
     tools = tmp_path / "tools.json"

@@ -46,7 +46,7 @@ def test_a_task_that_cannot_be_scored_is_refused_before_a_model_is_loaded(
     entry: Change,
     task: Change,
     sentence: str,
-    base_model: Path,
+    plain_model: Path,
     tmp_path: Path,
     write_suite: Write,
     write_task: Write,
@@ -55,24 +55,24 @@ def test_a_task_that_cannot_be_scored_is_refused_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("evaluation.run.LocalModel", lambda *_: pytest.fail("a model was loaded"))
     write_task("colours", COLOURS, **task)
-    assert run(base_model, write_suite([{"name": "colours", **entry}]), tmp_path / "out") == 2
+    assert run(plain_model, write_suite([{"name": "colours", **entry}]), tmp_path / "out") == 2
     assert sentence in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_written(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task("colours", COLOURS)
     suite = write_suite([{"name": "colours"}])
 
-    def refused(sentence: str, model: Path = base_model, suite: Path = suite, *more: str) -> None:
+    def refused(sentence: str, model: Path = plain_model, suite: Path = suite, *more: str) -> None:
         assert run(model, suite, tmp_path / "out", *more) == 2
         assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
 
     refused(f"{tmp_path} has no config.json; give a Hugging Face folder", tmp_path)
     failed = tmp_path / "failed"
-    shutil.copytree(base_model, failed)
+    shutil.copytree(plain_model, failed)
     (failed / "parity.json").write_text('{"passed": false}')
     refused(f"{failed}: parity.json says that it is not its checkpoint; export it again", failed)
     (failed / "parity.json").unlink()
@@ -81,14 +81,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     (tmp_path / "tasks" / "broken.yaml").write_text("task: [unclosed")
     refused(f"{tmp_path / 'tasks' / 'broken.yaml'} is no task file: while parsing a flow sequence")
     (tmp_path / "tasks" / "broken.yaml").unlink()
-    refused("folders: /no/such is no folder; give one that holds", base_model, suite, "folders=[/no/such]")
-    refused("tasks.0.form: Input should be 'cf' or 'mcf', got 'x'", base_model, suite, "tasks.0.form=x")
-    refused("modes: base is given twice; keep one", base_model, suite, "tasks.0.modes=[base, base]")
-    refused("tasks: colours is given twice in mode base", base_model, write_suite([{"name": "colours"}] * 2))
-    refused("data.lengths: 10 tokens have no room", base_model, write_suite([{"name": "needle"}], data={"lengths": [10]}))
+    refused("folders: /no/such is no folder; give one that holds", plain_model, suite, "folders=[/no/such]")
+    refused("tasks.0.form: Input should be 'cf' or 'mcf', got 'x'", plain_model, suite, "tasks.0.form=x")
+    refused("modes: base is given twice; keep one", plain_model, suite, "tasks.0.modes=[base, base]")
+    refused("tasks: colours is given twice in mode base", plain_model, write_suite([{"name": "colours"}] * 2))
+    refused("data.lengths: 10 tokens have no room", plain_model, write_suite([{"name": "needle"}], data={"lengths": [10]}))
     (tmp_path / "there").mkdir()
-    assert run(base_model, suite, tmp_path / "there") == 2
+    assert run(plain_model, suite, tmp_path / "there") == 2
     assert f"--output {tmp_path / 'there'} is there already; give a new folder" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        run(base_model, suite, tmp_path / "out", "--subsets=3")
+        run(plain_model, suite, tmp_path / "out", "--subsets=3")
     assert "unrecognized arguments: --subsets=3" in capsys.readouterr().err

@@ -22,21 +22,21 @@ from smol_console import Progress
 
 
 def test_scores_are_those_of_lm_eval_on_the_same_tasks(
-    base_model: Path, corpus: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, corpus: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     write_task("colours", COLOURS)
     text = str(corpus / "text" / "held_out")
     data = {"text": text, "lengths": [128, 200], "depths": [0.0, 1.0], "each": 2}
     names = ["text_docs", "sums", "needle", "colours"]
     suite = write_suite([{"name": name, "subset": 150} for name in names], data=data)
-    assert run(base_model, suite, tmp_path / "out") == 0
+    assert run(plain_model, suite, tmp_path / "out") == 0
     ours = record(tmp_path / "out")
 
-    told = {"pretrained": str(base_model), **data}
+    told = {"pretrained": str(plain_model), **data}
     manager = TaskManager(include_path=[str(OFFLINE), str(tmp_path / "tasks")], include_defaults=False, metadata=told)
     sums = sorted({line["question"] for line in lines(tmp_path / "out" / "samples" / "sums.jsonl")})
     theirs = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=str(base_model), device="cpu", dtype="float32", batch_size=3),
+        model=HFLM(pretrained=str(plain_model), device="cpu", dtype="float32", batch_size=3),
         tasks=names,
         task_manager=manager,
         samples={"sums": sums},
@@ -62,13 +62,13 @@ def test_scores_are_those_of_lm_eval_on_the_same_tasks(
 
 
 def test_likelihoods_by_token_and_of_the_right_answer_follow_from_lm_evals(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     from transformers import AutoTokenizer
 
     write_task("colours", COLOURS)
-    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    assert run(plain_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(plain_model)
     right, log_likelihood, size = [], 0.0, 0
     for line, row in zip(lines(tmp_path / "out" / "samples" / "colours.jsonl"), COLOURS, strict=True):
         likelihoods = [response[0][0] for response in line["responses"]]
@@ -86,7 +86,7 @@ def test_likelihoods_by_token_and_of_the_right_answer_follow_from_lm_evals(
 
 
 def test_normalisations_that_a_task_does_not_list_are_lm_evals(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     """Answers of 2 to 31 characters, of one to four bytes each, so that no two normalisations agree on all questions."""
     latin, other = (
@@ -101,7 +101,7 @@ def test_normalisations_that_a_task_does_not_list_are_lm_evals(
     every = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")]
     write_task("alone", rows)
     write_task("listed", rows, metric_list=every)
-    assert run(base_model, write_suite([{"name": "alone"}, {"name": "listed"}]), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": "alone"}, {"name": "listed"}]), tmp_path / "out") == 0
     made = record(tmp_path / "out")
     alone, listed = (lines(tmp_path / "out" / "samples" / f"{name}.jsonl") for name in ("alone", "listed"))
     assert [line["scores"] for line in alone] == [line["scores"] for line in listed]
@@ -113,30 +113,30 @@ def test_normalisations_that_a_task_does_not_list_are_lm_evals(
 
 
 def test_choices_inside_a_question_are_normalised_by_what_follows_them(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     """Winogrande's: what is scored is the same text after each choice, so no length can change the order."""
     inside = {"doc_to_text": "{{answer}}", "doc_to_choice": "{{choices}}", "doc_to_target": " of {{question}}"}
     choices = [["a", "the very last one of them all"], ["the very last one of all", "red"], ["green", "light blue and grey"]]
     write_task("inside", [{**row, "choices": pair, "answer": 0} for pair in choices for row in COLOURS], **inside)
-    assert run(base_model, write_suite([{"name": "inside"}]), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": "inside"}]), tmp_path / "out") == 0
     for scores in (line["scores"] for line in lines(tmp_path / "out" / "samples" / "inside.jsonl")):
         assert scores["acc_norm"] == scores["acc_bytes"] == scores["acc_tokens"] == scores["acc"]
 
 
 def test_the_multiple_choice_form_lists_the_answers_and_scores_letters(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task("colours", COLOURS)
     write_task("named", [{**row, "answer": row["choices"][row["answer"]]} for row in COLOURS])
     tasks = [{"name": "colours", "form": "cf"}, {"name": "colours", "form": "mcf"}, {"name": "named", "form": "mcf"}]
     suite = write_suite(tasks)
-    assert main(["show", str(base_model), "--suite", str(suite)]) == 0
+    assert main(["show", str(plain_model), "--suite", str(suite)]) == 0
     shown = capsys.readouterr().out
     listed = "The sky is\n A. red\n B. light blue\n C. very dark green\nAnswer:\n-> ' A'\n-> ' B'\n-> ' C'\n"
     assert "== colours, base, question 0\nThe sky is\n-> ' red'\n" in shown
     assert f"== colours_mcf, base, question 0\n{listed}" in shown
-    assert run(base_model, suite, tmp_path / "out") == 0
+    assert run(plain_model, suite, tmp_path / "out") == 0
     assert {"eval/colours/acc", "eval/colours_mcf/acc"} < record(tmp_path / "out")["results"].keys()
     gold = [line["target"] for line in lines(tmp_path / "out" / "samples" / "named_mcf.jsonl")]
     assert gold == [row["answer"] for row in COLOURS]
@@ -177,11 +177,11 @@ def test_chats_are_asked_in_each_mode_and_scored_without_their_reasoning(
 
 
 def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     write_task("colours", COLOURS)
     model = tmp_path / "export"
-    shutil.copytree(base_model, model)
+    shutil.copytree(plain_model, model)
     smol_progress.write(model, smol_progress.Progress(50, 102400, 0.5))
     suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
     for name in ("a", "b"):
@@ -199,23 +199,23 @@ def test_scores_go_to_tensorboard_by_step_and_by_tokens_once(
 
 
 def test_report_tasks_are_run_only_when_asked_for(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("colours", "kept"):
         write_task(name, COLOURS)
     suite = write_suite([{"name": "colours"}, {"name": "kept", "use": "report"}])
-    assert run(base_model, suite, tmp_path / "a", "--subset", "3") == 0
+    assert run(plain_model, suite, tmp_path / "a", "--subset", "3") == 0
     assert (
         record(tmp_path / "a")["tasks"].keys() == {"colours"} and record(tmp_path / "a")["tasks"]["colours"]["questions"] == 3
     )
-    assert run(base_model, suite, tmp_path / "b", "--use", "report") == 0
+    assert run(plain_model, suite, tmp_path / "b", "--use", "report") == 0
     assert record(tmp_path / "b")["tasks"].keys() == {"kept"}
-    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "c", "--use", "report") == 2
+    assert run(plain_model, write_suite([{"name": "colours"}]), tmp_path / "c", "--use", "report") == 2
     assert "no task has use: report, which --use asks for; give the other use" in capsys.readouterr().err
 
 
 def test_what_the_hub_does_not_give_is_named_and_the_rest_runs(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task("colours", COLOURS)
     write_task("far", COLOURS, dataset_path="some-org/some-questions", dataset_kwargs={})
@@ -225,13 +225,13 @@ def test_what_the_hub_does_not_give_is_named_and_the_rest_runs(
     )
     (tmp_path / "tasks" / "needs.py").write_text("def rows(**_):\n    import no_such_package\n")
     suite = write_suite([{"name": "far"}, {"name": "packages"}, {"name": "colours"}])
-    assert run(base_model, suite, tmp_path / "out") == 1
+    assert run(plain_model, suite, tmp_path / "out") == 1
     assert record(tmp_path / "out")["tasks"].keys() == {"colours"}
     assert record(tmp_path / "out")["not_run"].keys() == {"far", "packages"}
     said = capsys.readouterr().err
     assert "not run: far: Couldn't reach 'some-org/some-questions' on the Hub" in said
     assert "not run: packages: No module named 'no_such_package'" in said
-    assert main(["show", str(base_model), "--suite", str(suite)]) == 0
+    assert main(["show", str(plain_model), "--suite", str(suite)]) == 0
     assert "== far cannot be run: Couldn't reach" in capsys.readouterr().out
 
 
@@ -278,20 +278,20 @@ def test_progress_is_told_by_this_repositorys_console_alone(
 
 
 def test_questions_that_are_too_long_are_counted_and_told(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task("colours", [{**row, "question": "very " * 600 * (number < 3) + "short"} for number, row in enumerate(COLOURS)])
-    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
     assert record(tmp_path / "out")["tasks"]["colours"]["truncated"] == 3
     assert "colours: the model did not read the beginning of 3 questions: too long" in capsys.readouterr().err
 
 
 def test_the_table_shows_each_score_with_its_interval_and_chance(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_task("colours", COLOURS)
     suite = write_suite([{"name": "colours", "metrics": ["acc", "gold_bits_per_byte"]}])
-    assert run(base_model, suite, tmp_path / "out") == 0
+    assert run(plain_model, suite, tmp_path / "out") == 0
     said, made = capsys.readouterr().out, record(tmp_path / "out")
     rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith("eval/")}
     assert rows.keys() == made["results"].keys() and len(rows) == 2
@@ -304,33 +304,35 @@ def test_the_table_shows_each_score_with_its_interval_and_chance(
 
 @pytest.mark.parametrize("error", ["requests.ConnectionError('no route to far')", "LookupError('no route to punkt')"])
 def test_what_another_server_than_the_hub_does_not_give_is_named(
-    error: str, base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
+    error: str, plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As of RULER: questions of its own by requests, sentences by NLTK."""
     write_task("colours", COLOURS)
     (tmp_path / "tasks" / "far.py").write_text(f"import requests\ndef rows(**_): raise {error}\n")
     far = (tmp_path / "tasks" / "colours.yaml").read_text().replace("task: colours", "task: far")
     (tmp_path / "tasks" / "far.yaml").write_text(f"{far}custom_dataset: !function far.rows\n")
-    assert run(base_model, write_suite([{"name": "far"}, {"name": "colours"}]), tmp_path / "out") == 1
+    assert run(plain_model, write_suite([{"name": "far"}, {"name": "colours"}]), tmp_path / "out") == 1
     assert record(tmp_path / "out")["not_run"].keys() == {"far"} and record(tmp_path / "out")["results"]
     assert "not run: far: no route to" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_an_unknown_task_is_answered_with_near_ones_among_lm_evals_own(
-    base_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(base_model, write_suite([{"name": "helaswag"}]), tmp_path / "out") == 2
+    assert run(plain_model, write_suite([{"name": "helaswag"}]), tmp_path / "out") == 2
     assert "tasks: 'helaswag' is none that lm-eval knows; did you mean 'hellaswag'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_lm_evals_own_command_gives_the_same_scores(base_model: Path, corpus: Path, tmp_path: Path, write_suite: Write) -> None:
+def test_lm_evals_own_command_gives_the_same_scores(
+    plain_model: Path, corpus: Path, tmp_path: Path, write_suite: Write
+) -> None:
     data = {"text": str(corpus / "text" / "held_out"), "lengths": [128], "depths": [0.5], "each": 8}
     names = ["text_docs", "cloze_docs", "needle"]
-    assert run(base_model, write_suite([{"name": name} for name in names], data=data), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": name} for name in names], data=data), tmp_path / "out") == 0
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "16"]
-    command += ["--model_args", f"pretrained={base_model},dtype=float32", "--tasks", ",".join(names)]
+    command += ["--model_args", f"pretrained={plain_model},dtype=float32", "--tasks", ",".join(names)]
     command += ["--include_path", str(OFFLINE), "--metadata", json.dumps(data), "--output_path", str(tmp_path / "theirs")]
     subprocess.run(command, check=True, cwd=tmp_path)
     [path] = (tmp_path / "theirs").rglob("results_*.json")

@@ -16,9 +16,9 @@ def rows(made: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in made["test"]]
 
 
-def test_the_same_seed_makes_the_same_questions_and_another_makes_others(corpus: Path, base_model: Path) -> None:
+def test_the_same_seed_makes_the_same_questions_and_another_makes_others(corpus: Path, plain_model: Path) -> None:
     text = str(corpus / "text" / "held_out")
-    spots = {"pretrained": str(base_model), "lengths": [256], "depths": [0.5], "each": 3}
+    spots = {"pretrained": str(plain_model), "lengths": [256], "depths": [0.5], "each": 3}
     made = {
         "passages": lambda seed: passages.passages(text=text, domain="docs", characters=500, most=5, seed=seed),
         "cloze": lambda seed: passages.cloze(text=text, domain="docs", questions=20, seed=seed),
@@ -73,9 +73,9 @@ def test_a_copy_asks_for_the_last_word_of_a_sequence_shown_once() -> None:
         assert len(set(row["choices"])) == 4 and set(row["choices"]) <= set(words)
 
 
-def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(base_model: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
-    made = rows(needle.questions(pretrained=str(base_model), lengths=[200, 500], depths=[0.0, 0.5, 1.0], each=4, seed=0))
+def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(plain_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(plain_model)
+    made = rows(needle.questions(pretrained=str(plain_model), lengths=[200, 500], depths=[0.0, 0.5, 1.0], each=4, seed=0))
     assert len(made) == 24
     for row in made:
         right = row["choices"][row["answer"]]
@@ -86,9 +86,9 @@ def test_a_needle_stands_at_its_depth_in_a_text_of_its_length(base_model: Path) 
         asked = f"{row['haystack']}\nThe secret word of the {row['place']} is {right}"
         assert row["length"] - 30 < len(tokenizer(asked)["input_ids"]) <= row["length"]
     with pytest.raises(ValueError, match=r"data.lengths: 40 tokens have no room for the needles; the least is "):
-        needle.questions(pretrained=str(base_model), lengths=[40], depths=[0.0], each=1, seed=0)
+        needle.questions(pretrained=str(plain_model), lengths=[40], depths=[0.0], each=1, seed=0)
     with pytest.raises(ValueError, match=r"data.lengths: 600 tokens are more than the model reads, 512"):
-        needle.questions(pretrained=str(base_model), lengths=[40, 600], depths=[0.0], each=1, seed=0)
+        needle.questions(pretrained=str(plain_model), lengths=[40, 600], depths=[0.0], each=1, seed=0)
 
 
 @pytest.mark.parametrize(

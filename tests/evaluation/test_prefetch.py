@@ -25,7 +25,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_suite_runs_without_the_hub_after_prefetch(
-    base_model: Path,
+    plain_model: Path,
     caches: Path,
     tmp_path: Path,
     write_suite: Write,
@@ -51,15 +51,15 @@ def test_a_suite_runs_without_the_hub_after_prefetch(
         assert said.out.endswith(f"on nodes without internet: export HF_HUB_OFFLINE=1 HF_HOME={caches}\n")
         assert "1 of 3 tasks are not there; give the command again, or take them out" in said.err
         assert hub.downloads() == ["test.jsonl"]
-        assert run(base_model, suite, tmp_path / "part") == 1
+        assert run(plain_model, suite, tmp_path / "part") == 1
         assert record(tmp_path / "part")["not_run"].keys() == {"absent"}
         assert main(["prefetch", "--suite", str(suite), "tasks=[{name: colours}]"]) == 0
-    assert run(base_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": "colours"}]), tmp_path / "out") == 0
     assert record(tmp_path / "out")["tasks"]["colours"]["questions"] == len(COLOURS)
 
 
 def test_what_is_not_there_is_named_and_the_rest_fetched(
-    base_model: Path,
+    plain_model: Path,
     caches: Path,
     tmp_path: Path,
     write_suite: Write,
@@ -73,7 +73,7 @@ def test_what_is_not_there_is_named_and_the_rest_fetched(
     said = capsys.readouterr().out
     assert "metric: not there: no code of the metric no_such\nneedle: not there: task needle cannot be loaded: " in said
     assert "missing 1 required keyword-only argument: 'pretrained'" in said and "colours: there" in said
-    assert main(["prefetch", "--suite", str(suite), "--model", str(base_model)]) == 1
+    assert main(["prefetch", "--suite", str(suite), "--model", str(plain_model)]) == 1
     assert "needle: there" in capsys.readouterr().out
     assert main(["prefetch", "--suite", str(suite), "folders=[/no/such]"]) == 2
     assert "folders: /no/such is no folder" in capsys.readouterr().err

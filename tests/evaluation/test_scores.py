@@ -41,9 +41,9 @@ def scored(task: object, responses: list[str]) -> dict[str, float]:
     return dict(task.process_results(request.doc, [filtered]))
 
 
-def test_every_response_counts_and_each_without_its_reasoning(base_model: Path, write_suite: Write) -> None:
+def test_every_response_counts_and_each_without_its_reasoning(plain_model: Path, write_suite: Write) -> None:
     suite = load_suite(write_suite([{"name": "sums_answered", "modes": ["chat"], "repeats": 4}, {"name": "instructions"}]))
-    (sums, instructions), _ = load_tasks(suite, suite.tasks, base_model)
+    (sums, instructions), _ = load_tasks(suite, suite.tasks, plain_model)
     [task] = sums.tasks
     right = task.eval_docs[0]["value"]
     responses = [f"<think>1 or 2</think>{right}", "1", f"<think>{right}, I think", f"It is {right}."]
@@ -52,16 +52,16 @@ def test_every_response_counts_and_each_without_its_reasoning(base_model: Path, 
     assert scored(task, ["<think>never ends"]) == {"followed": 0, "all_followed": 0}
 
 
-def test_one_response_is_scored_as_lm_eval_does(base_model: Path, write_suite: Write) -> None:
+def test_one_response_is_scored_as_lm_eval_does(plain_model: Path, write_suite: Write) -> None:
     suite = load_suite(write_suite([{"name": "sums_answered"}]))
-    (loaded,), _ = load_tasks(suite, suite.tasks, base_model)
+    (loaded,), _ = load_tasks(suite, suite.tasks, plain_model)
     [task] = loaded.tasks
     assert scored(task, [f"It is {task.eval_docs[0]['value']}"]) == {"exact_match": 1}
 
 
-def test_modes_are_seen_in_whole_responses(base_model: Path, write_suite: Write) -> None:
+def test_modes_are_seen_in_whole_responses(plain_model: Path, write_suite: Write) -> None:
     suite = load_suite(write_suite([{"name": "think_follow", "modes": ["chat"]}]))
-    (loaded,), _ = load_tasks(suite, suite.tasks, base_model)
+    (loaded,), _ = load_tasks(suite, suite.tasks, plain_model)
     [task] = loaded.tasks
     assert task.eval_docs[1]["wanted"] == "think"
     row = dict(task.eval_docs[1])

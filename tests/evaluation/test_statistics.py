@@ -58,9 +58,9 @@ def suite(tmp_path: Path, write_suite: Write, write_task: Write) -> Path:
 
 
 def test_intervals_are_of_the_aggregation_and_absent_where_it_is_no_statistic(
-    base_model: Path, tmp_path: Path, suite: Path
+    plain_model: Path, tmp_path: Path, suite: Path
 ) -> None:
-    assert run(base_model, suite, tmp_path / "out") == 0
+    assert run(plain_model, suite, tmp_path / "out") == 0
     made = record(tmp_path / "out")
     expected = {
         "eval/colours/acc": "mean",
@@ -82,10 +82,10 @@ def test_intervals_are_of_the_aggregation_and_absent_where_it_is_no_statistic(
 
 
 def test_what_cannot_be_compared_is_named_and_the_rest_compared(
-    base_model: Path, tmp_path: Path, suite: Path, capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
-        assert run(base_model, suite, tmp_path / name) == 0
+        assert run(plain_model, suite, tmp_path / name) == 0
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     assert "warning: not compared, a and b: eval/colours/mcc, eval/colours/f1, eval/own/best: " in said.err
@@ -101,10 +101,10 @@ def test_a_perplexity_is_resampled_as_an_exponential() -> None:
     assert resampled(counts([(-6.0, 3)] * 4, "perplexity"), "perplexity", 0) == pytest.approx(math.e**2)
 
 
-def test_lists_of_several_responses_are_one_list(base_model: Path, suite: Path, write_suite: Write) -> None:
+def test_lists_of_several_responses_are_one_list(plain_model: Path, suite: Path, write_suite: Write) -> None:
     sampled = {"do_sample": True, "temperature": 1.0}
     loaded = load_suite(write_suite([{"name": "own", "repeats": 2, "generation": sampled}]))
-    ((one,), _) = load_tasks(loaded, loaded.tasks, base_model)
+    ((one,), _) = load_tasks(loaded, loaded.tasks, plain_model)
     [task] = one.tasks
     expected = {"words": [True, False, False, True, False, False], "best": 1.0, "mean": 1.0}
     assert task.process_results({"answer": 1, "question": ""}, [["a", "b"]]) == expected

@@ -48,11 +48,11 @@ def test_the_table_of_engines_has_every_task_of_the_suites() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "instruct", "ruler"])
 def test_without_the_hub_every_task_of_smollm3s_suites_is_known_and_named(
-    name: str, base_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, plain_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = REPOSITORY / "evaluation" / "suites" / f"smollm3_{name}.yaml"
     for use in sorted({task.use for task in load_suite(path).tasks}):
-        assert run(base_model, path, tmp_path / use, "--use", use) == 1
+        assert run(plain_model, path, tmp_path / use, "--use", use) == 1
         made = record(tmp_path / use)
         assert made["not_run"].keys() == {task.label for task in load_suite(path).selected(use)} and not made["results"]
         assert capsys.readouterr().err.count("not run: ") == len(made["not_run"])

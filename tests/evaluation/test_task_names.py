@@ -29,26 +29,26 @@ def reads(tmp_path: Path, write_task: Write, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_files_are_read_once_and_again_for_a_name_that_is_not_among_them(
-    base_model: Path, tmp_path: Path, write_suite: Write, reads: list[int], capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, reads: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, kept = task_names.own_tasks(), task_names.own_tasks()
     assert reads == [0] and kept.keys() == {"colours", "all_colours", "seen"}
     for name, entry in kept.items():
         assert (entry.kind, entry.yaml_path, entry.tags) == (first[name].kind, first[name].yaml_path, first[name].tags)
     for name, score in (("colours", "colours"), ("all_colours", "all_colours"), ("seen", "colours")):
-        assert run(base_model, write_suite([{"name": name}, {"name": "sums", "subset": 2}]), tmp_path / name) == 0
+        assert run(plain_model, write_suite([{"name": name}, {"name": "sums", "subset": 2}]), tmp_path / name) == 0
         assert f"eval/{score}/acc" in record(tmp_path / name)["results"]
     assert reads == [0]
-    assert run(base_model, write_suite([{"name": "colour"}]), tmp_path / "out") == 2
+    assert run(plain_model, write_suite([{"name": "colour"}]), tmp_path / "out") == 2
     assert "tasks: 'colour' is none that lm-eval knows; did you mean 'colours'" in capsys.readouterr().err
     assert reads == [0, 1]
     (tmp_path / "theirs" / "more.yaml").write_text("include: colours.yaml\ntask: more\n")
-    assert run(base_model, write_suite([{"name": "more"}]), tmp_path / "more") == 0
+    assert run(plain_model, write_suite([{"name": "more"}]), tmp_path / "more") == 0
     assert "more" in task_names.own_tasks() and reads == [0, 1, 2]
 
 
 def test_a_task_of_the_suites_folders_replaces_one_of_lm_evals(
-    base_model: Path,
+    plain_model: Path,
     tmp_path: Path,
     write_suite: Write,
     write_task: Write,
@@ -56,23 +56,23 @@ def test_a_task_of_the_suites_folders_replaces_one_of_lm_evals(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_task("colours", COLOURS[:2])
-    assert run(base_model, write_suite([{"name": "all_colours"}]), tmp_path / "out") == 0
+    assert run(plain_model, write_suite([{"name": "all_colours"}]), tmp_path / "out") == 0
     assert record(tmp_path / "out")["tasks"]["colours"]["of"] == 2
-    assert run(base_model, write_suite([{"name": "colours"}, {"name": "all_colours"}]), tmp_path / "twice") == 2
+    assert run(plain_model, write_suite([{"name": "colours"}, {"name": "all_colours"}]), tmp_path / "twice") == 2
     assert "tasks: colours is asked by 2 entries in mode base, itself or in a group or tag; keep" in capsys.readouterr().err
 
 
 def test_a_group_of_the_suites_folders_may_name_lm_evals_own_tasks(
-    base_model: Path, tmp_path: Path, write_suite: Write, reads: list[int], capsys: pytest.CaptureFixture[str]
+    plain_model: Path, tmp_path: Path, write_suite: Write, reads: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As RULER's, whose group at lm-eval means one length alone."""
     suite = write_suite([{"name": "ours"}])
     group = tmp_path / "tasks" / "group.yaml"
     group.write_text("group: ours\ntask: [colours]\naggregate_metric_list: [{metric: acc}]\n")
-    assert run(base_model, suite, tmp_path / "out") == 0
+    assert run(plain_model, suite, tmp_path / "out") == 0
     assert "eval/ours/acc" in record(tmp_path / "out")["results"]
     group.write_text("group: ours\ntask: [colour]\n")
-    assert run(base_model, suite, tmp_path / "wrong") == 2
+    assert run(plain_model, suite, tmp_path / "wrong") == 2
     assert "tasks: 'colour' is none that lm-eval knows; did you mean 'colours'" in capsys.readouterr().err
 
 

@@ -110,7 +110,7 @@ def test_the_words_that_are_asked_try_both_modes_personas_and_several_turns() ->
 
 def test_watch_adds_a_column_a_checkpoint(
     chat_folder: Path,
-    base_model: Path,
+    plain_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: Path,
@@ -140,7 +140,7 @@ def test_watch_adds_a_column_a_checkpoint(
     words.write_text(yaml.safe_dump(WORDS | {"max_new_tokens": 5}))
     assert main(command) == 0
     assert asked[2:] == ["step_5", "step_10"], "other words are asked anew"
-    shutil.copytree(base_model, run / "hf" / "step_15")
+    shutil.copytree(plain_model, run / "hf" / "step_15")
     assert main(command) == 2
     assert "1 not evaluated: step_15: " in (told := capsys.readouterr().err) and "has no chat template" in told
 

@@ -87,12 +87,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.slow  # libraries are loaded anew
 def test_each_export_is_evaluated_once_also_by_a_watcher_that_was_killed(
-    base_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
+    plain_model: Path, tmp_path: Path, write_suite: Write, write_task: Write
 ) -> None:
     write_task("colours", COLOURS)
     suite, run, log = write_suite([{"name": "colours"}]), tmp_path / "run", tmp_path / "log"
     for step in (20, 40):
-        shutil.copytree(base_model, run / "hf" / f"step_{step}")
+        shutil.copytree(plain_model, run / "hf" / f"step_{step}")
     results = run / "evaluations" / "suite"
     killed = watcher_process.start(log, run, "--suite", suite)
     until = time.monotonic() + 240
@@ -338,7 +338,7 @@ def test_where_no_task_could_be_reached_there_is_nothing_to_draw(
 def test_bad_input_is_one_sentence_and_nothing_is_written(
     run: Path,
     asked: list[int],
-    base_model: Path,
+    plain_model: Path,
     tmp_path: Path,
     write_suite: Write,
     capsys: pytest.CaptureFixture[str],
@@ -351,7 +351,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         assert sentence in capsys.readouterr().err
         assert not asked
 
-    refused("is not a run's folder; give train.output_dir", base_model)
+    refused("is not a run's folder; give train.output_dir", plain_model)
     refused("is not there; give train.output_dir", tmp_path / "nowhere")
     refused("no task has use: development", run, suite=write_suite([{"name": "task", "use": "report"}]))
     suite = write_suite([{"name": "task"}])
